@@ -1,0 +1,3 @@
+"""Tectum's device side: capture, fuse, decide, deliver."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The language between device and cloud. It imports msgspec and zstandard, nothing else."""

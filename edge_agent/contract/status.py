@@ -1,0 +1,60 @@
+"""What a device says of itself, retained or repeated, never stored in the outbox."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from edge_agent.contract.event import VERSION, Name, WallQuality
+
+
+class SourceStatus(Struct, frozen=True, kw_only=True):
+    """One source as its host sees it."""
+
+    name: Name
+    state: str  #: live | late | down | ended
+    samples: int = 0
+    dropped: int = 0
+    rate_hz: float = 0.0
+    error: str = ""
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """Retained birth message; with `online=False` the last will."""
+
+    v: int = VERSION
+    device: Name
+    online: bool
+    boot: str = ""
+    agent: str = ""  #: version of the agent
+    bundle: str = ""  #: hash of the running bundle
+    bundle_name: str = ""
+    engine: str = ""
+    scenes: tuple[str, ...] = ()
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """Every 30 s by default."""
+
+    v: int = VERSION
+    device: Name
+    boot: str
+    bundle: str
+    uptime_s: float
+    rss_bytes: int
+    cpu_share: float  #: of one core, since the last message
+    steps: int  #: scored since start
+    step_p50_ms: float
+    step_p99_ms: float
+    outbox_rows: int
+    outbox_bytes: int
+    evicted: int
+    wall_quality: WallQuality
+    sources: tuple[SourceStatus, ...] = ()
+    restarts: dict[str, int] = {}
+
+
+class Desired(Struct, frozen=True, kw_only=True):
+    """Retained hint that there may be something new to fetch. Nothing in it is trusted."""
+
+    v: int = VERSION
+    bundle: str
