@@ -1,0 +1,1 @@
+"""Real parts that tests and benchmarks start: a broker, a stream, a sound server, a bundle."""
