@@ -215,7 +215,13 @@ def options(source: SourceConfig, kind: type[Any]) -> Any:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of the file, for editors."""
-    return msgspec.json.schema(Config, schema_hook=lambda kind: {"type": "string"} if kind is Path else None)
+    return msgspec.json.schema(Config, schema_hook=_path_schema)
+
+
+def _path_schema(kind: type[Any]) -> dict[str, Any]:
+    if kind is Path:
+        return {"type": "string", "format": "path"}
+    raise NotImplementedError(kind)  # msgspec's way of saying "not mine"
 
 
 def _paths(kind: type[Any], value: Any) -> Any:
@@ -261,9 +267,9 @@ def _check_references(config: Config) -> None:
             raise ConfigError("a scene needs a camera, a microphone or sensors", where)
         used = {f"{where}.camera": scene.camera, f"{where}.microphone": scene.microphone}
         used |= {f"{where}.sensors[{i}].source": channel.source for i, channel in enumerate(scene.sensors)}
-        for key, name in used.items():
-            if name is not None and name not in names:
-                raise ConfigError(f"no source is named {name!r}; there are {', '.join(names)}", key)
+        for key, wanted in used.items():
+            if wanted is not None and wanted not in names:
+                raise ConfigError(f"no source is named {wanted!r}; there are {', '.join(names)}", key)
         if scene.rules and not scene.camera:
             raise ConfigError("an intrusion rule needs a camera", f"{where}.rules")
 
