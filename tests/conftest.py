@@ -1,7 +1,8 @@
-"""What every test may ask for, and the rule about skips: a test is left out only for a part that the machine lacks.
+"""What every test may ask for, and the rule about skips.
 
-`@pytest.mark.needs("mosquitto")` skips with the command that installs the part. Under TECTUM_REQUIRE_ALL=1 (CI) nothing
-may be left out: a missing part fails the test. The end of every run lists what was left out.
+A test is left out only for a part that the machine lacks: `@pytest.mark.needs("mosquitto")` skips with the command
+that installs it. Under TECTUM_REQUIRE_ALL=1 (CI) a missing part, or any other skip, fails the test. The end of every
+run lists what was left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def _module(name: str, extra: str) -> Callable[[], str | None]:
 def _gst_rtsp() -> str | None:
     found = list(Path("/usr/lib").glob("*/girepository-1.0/GstRtspServer-1.0.typelib"))
     gi = Path("/usr/lib/python3/dist-packages/gi").is_dir()
-    wanted = "gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly gstreamer1.0-libav"
+    wanted = (
+        "gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly gstreamer1.0-libav"
+    )
     return None if found and gi else f"apt-get install {wanted}"
 
 
@@ -57,7 +60,11 @@ def _postgres() -> str | None:
 
 
 def _data() -> str | None:
-    return None if data_folder() else "set TECTUM_DATA to the folder of the evaluation sets (docs/how-to/evaluation-data.md)"
+    return (
+        None
+        if data_folder()
+        else "set TECTUM_DATA to the folder of the evaluation sets (docs/how-to/evaluation-data.md)"
+    )
 
 
 #: Part → what to do if it is missing (None: it is there).

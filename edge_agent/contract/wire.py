@@ -7,6 +7,7 @@ reason, so that the dead-letter table can be counted by it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,9 @@ MAX_PAYLOAD = 128 * 1024  #: bytes on the wire
 MAX_BATCH = 1024 * 1024  #: bytes after decompression
 MAX_DEPTH = 16
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# An unterminated string matches up to the end: without that, a run of escaped quotes would cost quadratic time.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 _WINDOW_LOG_MAX = 20  #: a frame that asks for a larger window is a bomb
 
 #: Every reason a payload can be refused for; part of the contract.
@@ -120,25 +124,12 @@ def _decompress(frame: bytes) -> bytes:
 
 
 def _check_depth(data: bytes) -> None:
-    """Bracket depth outside strings, in one pass over the bytes."""
+    """Refuse brackets nested deeper than MAX_DEPTH outside strings; linear in the length."""
     depth = 0
-    inside = escaped = False
-    for byte in data:
-        if inside:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:  # backslash
-                escaped = True
-            elif byte == 0x22:  # quote
-                inside = False
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise WireError("depth", f"nested deeper than {MAX_DEPTH}")
-        elif byte in b"]}":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise WireError("depth", f"nested deeper than {MAX_DEPTH}")
 
 
 def _check_finite(value: Any, path: str = "$") -> None:
