@@ -150,7 +150,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Literal[1]
     sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1, max_length=64)]
     scenes: Annotated[tuple[SceneConfig, ...], Meta(min_length=1, max_length=16)]
-    data_dir: Path = Path("/var/lib/tectum")
+    data_dir: Path = msgspec.field(default_factory=lambda: Path("/var/lib/tectum"))
     identity: Path | None = None  #: file of `cloud-sync enrol`; None: events go to the console only
     model: ModelConfig = ModelConfig()
     evidence: EvidenceConfig = EvidenceConfig()
@@ -184,7 +184,10 @@ def parse(text: str, folder: Path) -> Config:
         config = msgspec.convert(_resolve(tree, "$"), Config, dec_hook=_paths)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `")
-        raise ConfigError(message, where.rstrip("`").removeprefix("$.").removeprefix("$") or "the top") from error
+        path = where.rstrip("`").removeprefix("$.").removeprefix("$")
+        if path == "version":
+            message = "this agent reads version 1"
+        raise ConfigError(message, path or "the top") from error
     _check_references(config)
     return _anchored(config, folder)
 
