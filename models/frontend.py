@@ -1,0 +1,125 @@
+"""The part of each graph that turns raw input into normalised features: inside the graph, so that training
+and device cannot differ. All of it stays float32 in every engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_agent.contract.manifest import AudioSpec
+
+LUMA = (0.299, 0.587, 0.114)  #: BT.601, full range, as `VisionSpec.luma` says
+MELS, WINDOW, HOP, BINS = 64, 400, 160, 257
+#: (offset, scale, logarithmic) per quantity, in the order of `edge_agent.config.QUANTITIES` and its units.
+SENSOR_SCALE = (
+    (20.0, 10.0, False),  # temperature, °C
+    (50.0, 25.0, False),  # humidity, %
+    (1.0, 1.5, True),  # smoke, ppm
+    (6.3, 0.5, True),  # co2, ppm: log(545)
+    (4.0, 2.0, True),  # light, lx
+    (0.3, 0.5, True),  # vibration, m/s²
+    (0.5, 0.5, False),  # door
+    (0.5, 0.5, False),  # motion
+    (1013.0, 15.0, False),  # pressure, hPa
+    (1.0, 1.5, True),  # gas, ppm
+    (4.0, 2.0, True),  # power, W
+    (50.0, 20.0, False),  # sound level, dB
+)
+#: A change within the 32 s of a window means more than the same distance between two places.
+CHANGE_GAIN = 4.0
+
+
+class VisionFront(nn.Module):
+    """uint8 (N, 5, H, W) → float (N, 5, H, W): R, G, B around zero and two differences of luma over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames.float()
+        rgb = x[:, :3]
+        motion = ((rgb * self.luma).sum(1, keepdim=True) - x[:, 3:]) / 32.0
+        return torch.cat([(rgb - 128.0) / 64.0, motion.clamp(-4.0, 4.0)], 1)
+
+
+def mel_bank(rate_hz: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Triangular mel filters, 60–7800 Hz, float32 (MELS, BINS), rows summing to one."""
+    low, high = (2595 * np.log10(1 + f / 700) for f in (60.0, min(7800.0, rate_hz / 2 - 200)))
+    edges = 700 * (10 ** (np.linspace(low, high, MELS + 2) / 2595) - 1)
+    frequency = np.linspace(0, rate_hz / 2, BINS)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bank = np.maximum(0, np.minimum((frequency - left) / (centre - left), (right - frequency) / (right - centre)))
+    # The lowest filters are narrower than a bin: give each at least its nearest one.
+    empty = bank.sum(1) == 0
+    bank[empty, np.abs(frequency - centre[empty]).argmin(1)] = 1
+    return np.asarray(bank / bank.sum(1, keepdims=True), np.float32)
+
+
+class MelPower(nn.Module):
+    """Float PCM (N, samples), full scale 1 → mel power (N, MELS, frames); a full-scale sine is near 0 dB.
+
+    The STFT is a strided convolution with windowed sines and cosines: every engine has that operator.
+    """
+
+    def __init__(self, spec: AudioSpec) -> None:
+        super().__init__()
+        angle = 2 * np.pi * np.arange(BINS)[:, None] * np.arange(WINDOW) / (2 * (BINS - 1))
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+        # Sum of the window is 200: divided by half of it, a sine of amplitude one has power one.
+        basis = np.concatenate([np.cos(angle), np.sin(angle)]) * hann / (WINDOW / 4)
+        self.register_buffer("basis", torch.tensor(basis[:, None], dtype=torch.float32), persistent=False)
+        self.register_buffer("bank", torch.tensor(mel_bank(spec.rate_hz)), persistent=False)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        wave = torch.nn.functional.conv1d(pcm[:, None], self.basis, stride=HOP)  # type: ignore[arg-type]
+        square = wave * wave
+        return torch.matmul(self.bank, square[:, :BINS] + square[:, BINS:])
+
+
+def log_mel(power: Tensor) -> Tensor:
+    """Network input from mel power: −60 dB is 0, 20 dB are one unit, clipped to −2..3."""
+    return ((torch.log10(power + 1e-10) * 10.0 + 60.0) / 20.0).clamp(-2.0, 3.0)
+
+
+class AudioFront(nn.Module):
+    """int16 PCM (N, samples) → log-mel (N, 1, MELS, frames)."""
+
+    def __init__(self, spec: AudioSpec) -> None:
+        super().__init__()
+        self.power = MelPower(spec)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        return log_mel(self.power(pcm.float() / 32768.0)).unsqueeze(1)
+
+
+class SensorFront(nn.Module):
+    """float (N, 3, channels, steps) = value, age, mask → (N, 4 * channels, steps): level, change, age, mask.
+
+    What is masked is zero in all four: a value that nobody measured cannot leak in.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        offset, scale, logarithmic = (torch.tensor([row[i] for row in SENSOR_SCALE]) for i in range(3))
+        self.register_buffer("offset", offset.float()[:, None], persistent=False)
+        self.register_buffer("scale", scale.float()[:, None], persistent=False)
+        self.register_buffer("logarithmic", logarithmic.float()[:, None], persistent=False)
+        # x @ before = how many were valid strictly before each step.
+        self.register_buffer("before", torch.triu(torch.ones(steps, steps), diagonal=1), persistent=False)
+
+    def forward(self, readings: Tensor) -> Tensor:
+        valid = readings[:, 2] > 0.5
+        mask = valid.float()
+        nothing = torch.zeros_like(mask)
+        value = torch.where(valid, readings[:, 0], nothing)
+        age = torch.where(valid, readings[:, 1], nothing)
+        logarithm = torch.log(value.clamp(min=0.0) + 1.0)
+        plain = value * (1.0 - self.logarithmic) + logarithm * self.logarithmic  # type: ignore[operator]
+        level = ((plain - self.offset) / self.scale).clamp(-4.0, 4.0) * mask  # type: ignore[operator]
+        first = mask * (torch.matmul(mask, self.before) < 0.5).float()  # type: ignore[arg-type]
+        start = (level * first).sum(2, keepdim=True)
+        change = ((level - start) * CHANGE_GAIN).clamp(-4.0, 4.0) * mask
+        aged = torch.log(age.clamp(0.0, 3600.0) + 1.0) * 0.25
+        return torch.cat([level, change, aged, mask], 1)
