@@ -99,13 +99,20 @@ class Evidence(Struct, frozen=True, kw_only=True, tag_field="kind", tag="evidenc
 
 
 class Gap(Struct, frozen=True, kw_only=True, tag_field="kind", tag="gap"):
-    """Rows that the outbox had to evict: the loss is reported, never silent."""
+    """Rows that the outbox had to give up: the loss is reported, never silent.
+
+    Only the rows in `ranges` are gone; others between `first` and `last` may still come. The cloud takes exactly
+    `ranges` out of its holes, or the device would be told to delete a row that never arrived. With reason
+    `damaged` the loss was in the stream before this one: `first`, `last` and `count` are 0 and `ranges` is empty.
+    """
 
     first: Int63
     last: Int63
-    count: Int63
+    count: Int63  #: rows in `ranges`
     priority: Priority
     reason: Literal["full", "damaged", "refused"]
+    #: Inclusive runs of seq that will never come.
+    ranges: Annotated[tuple[tuple[Int63, Int63], ...], Meta(max_length=1024)] = ()
 
 
 class Rollout(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rollout"):
