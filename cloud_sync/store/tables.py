@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite autoincrements INTEGER only; PostgreSQL wants 64 bits.
 BigKey = BigInteger().with_variant(Integer, "sqlite")
+# An absent document is SQL NULL, not the JSON text `null`.
+Document = JSON(none_as_null=True)
 
 
 class Base(DeclarativeBase):
     """Declarative base."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {int: BigInteger, dict[str, Any]: JSON, list[Any]: JSON}
+    # Every constraint has a name, so that a later migration can speak of it.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {int: BigInteger, dict[str, Any]: Document, list[Any]: Document}
+
+
+class Counter(Base):
+    """A number that only rises, a row each: `change` (of alerts), `audit`, `dead_letter_evicted`, `loss_evicted`."""
+
+    __tablename__ = "counter"
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
 
 
 class Device(Base):
@@ -27,10 +59,12 @@ class Device(Base):
     enrolled_ns: Mapped[int]
     revoked_ns: Mapped[int | None]
     online: Mapped[bool] = mapped_column(Boolean, default=False)
-    seen_ns: Mapped[int | None]
+    seen_ns: Mapped[int | None]  #: when it last said anything, on the cloud's clock
     state: Mapped[dict[str, Any] | None]  #: last `state` message
     health: Mapped[dict[str, Any] | None]  #: last `health` message
+    health_ns: Mapped[int | None]  #: when that came
     rollout: Mapped[dict[str, Any] | None]  #: last `rollout` body
+    rollout_ns: Mapped[int | None]  #: when the device made that
 
 
 class Stream(Base):
@@ -53,7 +87,7 @@ class Received(Base):
     body_hash: Mapped[str] = mapped_column(String(64))
     event_id: Mapped[str] = mapped_column(String(36), index=True)
     kind: Mapped[str] = mapped_column(String(16))
-    received_ns: Mapped[int]
+    received_ns: Mapped[int] = mapped_column(index=True)
     body: Mapped[bytes] = mapped_column(LargeBinary)  #: the message as it came
 
 
@@ -68,8 +102,8 @@ class Alert(Base):
     scene: Mapped[str] = mapped_column(String(64))
     label: Mapped[str] = mapped_column(String(64))
     phase: Mapped[str] = mapped_column(String(16))
-    revision: Mapped[int] = mapped_column(Integer)
-    started_ns: Mapped[int] = mapped_column(index=True)  #: wall time of the first message
+    revision: Mapped[int] = mapped_column(BigInteger)
+    started_ns: Mapped[int] = mapped_column(index=True)  #: wall time of the earliest message
     started_monotonic_ns: Mapped[int]  #: of the onset, on the device's clock
     ended_ns: Mapped[int | None]
     wall_quality: Mapped[str] = mapped_column(String(16))
@@ -81,7 +115,7 @@ class Alert(Base):
     bundle: Mapped[str] = mapped_column(String(64))
     body: Mapped[dict[str, Any]]  #: newest Event body without trace and heat
     best: Mapped[dict[str, Any]]  #: body of the message with the highest score: shares and classes shown to people
-    heat: Mapped[dict[str, Any] | None]  #: {rows, cols, values (base64)} of the best message that had one
+    heat: Mapped[dict[str, Any] | None]  #: {rows, cols, values (base64), score} of the best message that had one
 
 
 class Point(Base):
@@ -94,18 +128,32 @@ class Point(Base):
 
 
 class EvidenceFile(Base):
-    """A file that a device promised; `stored` once its bytes are here and hash to their name."""
+    """A file that a device promised; `stored` once that device's bytes are here and hash to their name.
+
+    The device is part of the key: a file that one device names for another's event is never shown with it.
+    """
 
     __tablename__ = "evidence"
     event_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
     role: Mapped[str] = mapped_column(String(16), primary_key=True)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
-    device: Mapped[str] = mapped_column(String(64))
     size: Mapped[int]
     media_type: Mapped[str] = mapped_column(String(32))
     start_ns: Mapped[int]
     end_ns: Mapped[int]
     stored: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class Blob(Base):
+    """Bytes that a device handed over whole. Two devices may own the same file: each has proved to hold it."""
+
+    __tablename__ = "blob"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int]
+    stored_ns: Mapped[int] = mapped_column(index=True)
+    promised: Mapped[bool] = mapped_column(Boolean, default=False)  #: named by an evidence message of that device
 
 
 class User(Base):
@@ -115,17 +163,18 @@ class User(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     password_hash: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(String(16))
+    sites: Mapped[list[Any] | None]  #: names of the sites that may be seen; None: every one
     created_ns: Mapped[int]
     must_change: Mapped[bool] = mapped_column(Boolean, default=False)
 
 
-class Session(Base):
+class Login(Base):
     """A login; the row holds SHA-256 of the cookie's token. `once` is a login link that works one time."""
 
-    __tablename__ = "session"
+    __tablename__ = "login"
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
-    user: Mapped[str] = mapped_column(ForeignKey("user.name"))
-    expires_ns: Mapped[int]
+    user: Mapped[str] = mapped_column(ForeignKey("user.name", ondelete="CASCADE"), index=True)
+    expires_ns: Mapped[int] = mapped_column(index=True)
     once: Mapped[bool] = mapped_column(Boolean, default=False)
 
 
@@ -174,11 +223,15 @@ class Effect(Base):
     """A side effect to be carried out once after commit (a notification), written in the same transaction."""
 
     __tablename__ = "effect"
+    __table_args__ = (UniqueConstraint("kind", "event_id", name="uq_effect_kind_event"),)
     id: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=True)
     kind: Mapped[str] = mapped_column(String(32))
     event_id: Mapped[str] = mapped_column(String(36))
     made_ns: Mapped[int]
+    claimed_ns: Mapped[int | None]  #: taken by a worker; with `done_ns` unset it may or may not have happened
     done_ns: Mapped[int | None] = mapped_column(index=True)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    error: Mapped[str] = mapped_column(Text, default="")
 
 
 class Release(Base):
@@ -202,8 +255,8 @@ class Audit(Base):
     actor: Mapped[str] = mapped_column(String(64))
     action: Mapped[str] = mapped_column(String(64))
     subject: Mapped[str] = mapped_column(Text)
-    previous: Mapped[str] = mapped_column(String(64))
+    previous: Mapped[str] = mapped_column(String(64), unique=True)  #: unique: the chain cannot fork
     hash: Mapped[str] = mapped_column(String(64))
 
 
-Index("ix_alert_started_scene", Alert.started_ns, Alert.scene)
+Index("ix_alert_started_id", Alert.started_ns, Alert.id)
