@@ -43,12 +43,9 @@ def devices(session: Session, viewer: Viewer, now_ns: int) -> list[DeviceView]:
     query = sa.select(Device).order_by(Device.site, Device.name)
     if viewer.sites is not None:
         query = query.where(Device.site.in_(viewer.sites))
-    lost = dict(
-        session.execute(
-            sa.select(Loss.device, sa.func.sum(Loss.count)).where(Loss.reason.in_(GAPS)).group_by(Loss.device)
-        ).tuples()
-    )
-    return [_view(row, int(lost.get(row.name, 0)), now_ns) for row in session.execute(query).scalars()]
+    counts = sa.select(Loss.device, sa.func.sum(Loss.count)).where(Loss.reason.in_(GAPS)).group_by(Loss.device)
+    lost = {name: int(count) for name, count in session.execute(counts).tuples()}
+    return [_view(row, lost.get(row.name, 0), now_ns) for row in session.execute(query).scalars()]
 
 
 #: Reasons of `Loss` rows that stand for messages which will never come.
