@@ -29,11 +29,13 @@ __all__ = [
     "VerdictView",
     "alert",
     "alerts",
+    "conditions",
     "devices",
     "evidence",
     "facets",
     "give_verdict",
     "latest_change",
+    "visible",
 ]
 
 Judgement = Literal["real", "false", "unsure"]
@@ -82,6 +84,7 @@ class AlertRow:
     bundle: str
     shares: dict[str, float]
     classes: dict[str, float]
+    present: tuple[str, ...]  #: modalities that the shares rest on
     verdict: str | None  #: the newest one that anybody gave
     evidence: tuple[str, ...]  #: roles whose bytes are here
 
@@ -161,7 +164,7 @@ def alerts(
     With `after_change`: those that were written since, in the order of their changes, to follow what happens;
     fewer than `limit` means that nothing else is newer. CloudError for a cursor that is none of ours.
     """
-    query = sa.select(Alert, _NEWEST_VERDICT).where(_visible(viewer), *_conditions(filters))
+    query = sa.select(Alert, _NEWEST_VERDICT).where(visible(viewer), *conditions(filters))
     if after_change is not None:
         query = query.where(Alert.change > after_change).order_by(Alert.change)
     else:
@@ -249,17 +252,19 @@ def facets(session: Session, viewer: Viewer) -> Facets:
     """Names that occur in the alerts the viewer may see, sorted; at most 200 of each."""
 
     def names(column: Any) -> tuple[str, ...]:
-        query = sa.select(column).where(_visible(viewer)).distinct().order_by(column).limit(MAX_LIMIT)
+        query = sa.select(column).where(visible(viewer)).distinct().order_by(column).limit(MAX_LIMIT)
         return tuple(session.execute(query).scalars())
 
     return Facets(names(Alert.site), names(Alert.device), names(Alert.scene), names(Alert.label))
 
 
-def _visible(viewer: Viewer) -> sa.ColumnElement[bool]:
+def visible(viewer: Viewer) -> sa.ColumnElement[bool]:
+    """The condition on `Alert` that keeps a query inside what the viewer may see."""
     return sa.true() if viewer.sites is None else Alert.site.in_(viewer.sites)
 
 
-def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
+def conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
+    """What `filters` asks of `Alert`, to be joined by AND."""
     equal = {"site": Alert.site, "device": Alert.device, "scene": Alert.scene, "label": Alert.label}
     found = [column == getattr(filters, name) for name, column in equal.items() if getattr(filters, name) is not None]
     if filters.open is not None:
@@ -282,7 +287,7 @@ def _cursor(text: str) -> tuple[int, str]:
 
 
 def _seen(session: Session, viewer: Viewer, id: str) -> Alert:
-    row = session.execute(sa.select(Alert).where(Alert.id == id, _visible(viewer))).scalar()
+    row = session.execute(sa.select(Alert).where(Alert.id == id, visible(viewer))).scalar()
     if row is None:
         raise NotFound(f"there is no alert {id!r}")
     return row
@@ -327,6 +332,7 @@ def _row(row: Alert, verdict: str | None, roles: Sequence[str]) -> AlertRow:
         bundle=row.bundle,
         shares=dict(row.best.get("shares", {})),
         classes=dict(row.best.get("classes", {})),
+        present=tuple(row.best.get("quality", {}).get("present", ())),
         verdict=verdict,
         evidence=tuple(roles),
     )
