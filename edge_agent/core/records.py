@@ -144,6 +144,8 @@ class Engine(Protocol):
         sensors  {"readings": float32 (3, channels, steps)}         -> embedding (D,), logit ()
         fusion   {"vision", "audio", "sensors": float32 (history, D), "mask": float32 (history, 3)}
                  -> logit (), classes (C,), modality_logits (3,), embedding (D,)
+    All outputs are float32. `classes` are independent logits in the order of the manifest (probability = sigmoid,
+    a scene may burn and shout at once); history is oldest first; where the mask is 0 the embedding is zeros.
     """
 
     def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:

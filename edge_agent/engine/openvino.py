@@ -1,0 +1,89 @@
+"""OpenVINO on the CPU: the default of embedded devices. The only home of the `openvino` package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import openvino  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from edge_agent.contract.manifest import GRAPHS, Manifest
+from edge_agent.core.records import Arrays
+from edge_agent.engine import ports
+from edge_agent.errors import BundleError
+
+
+class OpenVino:
+    """Engine of `edge_agent.core.records`. Items are stacked: on a CPU that costs and gains nothing."""
+
+    def __init__(self, graphs: Mapping[str, bytes], manifest: Manifest, threads: int) -> None:
+        self._core = openvino.Core()
+        self._ports = ports.promised(manifest)
+        self._compiled: dict[str, openvino.CompiledModel] = {}
+        self._requests: dict[str, openvino.InferRequest] = {}
+        for graph in GRAPHS:
+            compiled = self._compile(graph, graphs[graph], threads)
+            ports.check(graph, _found(graph, compiled), manifest)
+            self._compiled[graph] = compiled
+            self._requests[graph] = compiled.create_infer_request()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the runtime says it runs with: engine, version, precision, threads."""
+        compiled = next(iter(self._compiled.values()), None)
+        told = (
+            {}
+            if compiled is None
+            else {
+                "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+                "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
+                "hint": str(compiled.get_property("PERFORMANCE_HINT").name),
+            }
+        )
+        return {"engine": "openvino", "version": openvino.__version__, **told}
+
+    def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+        """Outputs per item. ValueError for inputs that the graph does not take, and after `close`."""
+        if not items:
+            return []
+        batch = ports.stack(graph, items, self._ports)
+        request = self._requests.get(graph)
+        if request is None:
+            raise ValueError("the engine is closed")
+        result = request.infer(batch, share_inputs=True)
+        return ports.split({port.any_name: array for port, array in result.items()}, len(items))
+
+    def close(self) -> None:
+        """Free the graphs. May be called twice."""
+        self._requests.clear()
+        self._compiled.clear()
+
+    def _compile(self, graph: str, data: bytes, threads: int) -> openvino.CompiledModel:
+        settings = {
+            # The default is bfloat16 or FP16 where the machine has it: scores would differ from device to device.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads would fight with the decoders for the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            return self._core.compile_model(self._core.read_model(data), "CPU", settings)
+        except RuntimeError as error:  # the only class that the binding raises
+            raise BundleError(f"{graph}.onnx: OpenVINO {openvino.__version__} cannot compile it: {error}") from error
+
+
+def _found(graph: str, compiled: openvino.CompiledModel) -> ports.GraphPorts:
+    sides: list[dict[str, ports.Port]] = []
+    for side in (compiled.inputs, compiled.outputs):
+        found: dict[str, ports.Port] = {}
+        for port in side:
+            shape = port.get_partial_shape()
+            if shape.rank.is_dynamic or len(shape) == 0 or shape[0].is_static:
+                raise BundleError(f"{graph}.onnx: {port.any_name} has no free batch axis in front: {shape}")
+            rest = tuple(None if axis.is_dynamic else axis.get_length() for axis in list(shape)[1:])
+            found[port.any_name] = ports.Port(np.dtype(port.get_element_type().to_dtype()).name, rest)
+        sides.append(found)
+    return ports.GraphPorts(*sides)
