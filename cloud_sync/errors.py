@@ -6,6 +6,7 @@ CloudError
 │   └── StoreBusy      wait and retry: locked, full or not reachable now
 ├── BrokerError        wait and retry: the broker is not there, or refuses what was asked of it
 ├── BlobRefused        an upload cannot be taken; `status` is the HTTP status to answer with
+├── ReleaseError       a bundle cannot be signed or a retraining failed; nothing was released
 ├── AccessRefused      not logged in, not allowed, or too many attempts; `status` as above
 └── NotFound           no such thing, or none that the asker may see
 """
@@ -44,6 +45,10 @@ class BlobRefused(CloudError):
         super().__init__(message)
         self.status = status
         self.offset = offset
+
+
+class ReleaseError(CloudError):
+    """A bundle cannot be signed, or a retraining failed; what was released before stays in force."""
 
 
 class AccessRefused(CloudError):
