@@ -23,9 +23,12 @@ class OpenVino:
         self._ports = ports.promised(manifest)
         self._compiled: dict[str, openvino.CompiledModel] = {}
         self._requests: dict[str, openvino.InferRequest] = {}
+        self._outputs: dict[str, tuple[str, ...]] = {}
         for graph in GRAPHS:
-            compiled = self._compile(graph, graphs[graph], threads)
-            ports.check(graph, _found(graph, compiled), manifest)
+            model, compiled = self._compile(graph, graphs[graph], threads)
+            found = _found(graph, model)
+            ports.check(graph, found, manifest)
+            self._outputs[graph] = tuple(found.outputs)
             self._compiled[graph] = compiled
             self._requests[graph] = compiled.create_infer_request()
 
@@ -37,9 +40,9 @@ class OpenVino:
             {}
             if compiled is None
             else {
-                "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+                "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string()),
                 "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
-                "hint": str(compiled.get_property("PERFORMANCE_HINT").name),
+                "hint": str(compiled.get_property("PERFORMANCE_HINT")),
             }
         )
         return {"engine": "openvino", "version": openvino.__version__, **told}
@@ -53,14 +56,15 @@ class OpenVino:
         if request is None:
             raise ValueError("the engine is closed")
         result = request.infer(batch, share_inputs=True)
-        return ports.split({port.any_name: array for port, array in result.items()}, len(items))
+        arrays = {name: result[index] for index, name in enumerate(self._outputs[graph])}
+        return ports.split(arrays, len(items))
 
     def close(self) -> None:
         """Free the graphs. May be called twice."""
         self._requests.clear()
         self._compiled.clear()
 
-    def _compile(self, graph: str, data: bytes, threads: int) -> openvino.CompiledModel:
+    def _compile(self, graph: str, data: bytes, threads: int) -> tuple[openvino.Model, openvino.CompiledModel]:
         settings = {
             # The default is bfloat16 or FP16 where the machine has it: scores would differ from device to device.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -70,14 +74,16 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            return self._core.compile_model(self._core.read_model(data), "CPU", settings)
+            model = self._core.read_model(data)
+            return model, self._core.compile_model(model, "CPU", settings)
         except RuntimeError as error:  # the only class that the binding raises
             raise BundleError(f"{graph}.onnx: OpenVINO {openvino.__version__} cannot compile it: {error}") from error
 
 
-def _found(graph: str, compiled: openvino.CompiledModel) -> ports.GraphPorts:
+def _found(graph: str, model: openvino.Model) -> ports.GraphPorts:
+    """Ports as the file names them, in its order. A compiled model gives a fused output several names."""
     sides: list[dict[str, ports.Port]] = []
-    for side in (compiled.inputs, compiled.outputs):
+    for side in (model.inputs, model.outputs):
         found: dict[str, ports.Port] = {}
         for port in side:
             shape = port.get_partial_shape()
