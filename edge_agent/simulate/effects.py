@@ -1,0 +1,96 @@
+"""Fire, smoke and light that comes and goes: everything in the picture that has no outline."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from edge_agent.core.records import F32, U8
+from edge_agent.simulate.chance import generator
+
+_ROWS, _COLS = 56, 40
+_SIZE = 128  #: side of the noise field that flames and smoke scroll through
+
+
+class Effects:
+    """Flames, smoke and glows for pictures of one size."""
+
+    def __init__(self, seed: int, width: int, height: int) -> None:
+        draw = generator(seed, "effects")
+        self._noise = _periodic(draw, 2.2)
+        self._soft = _periodic(draw, 3.2)
+        v, u = np.mgrid[1 : 0 : _ROWS * 1j, -1 : 1 : _COLS * 1j].astype(np.float32)
+        self._u, self._v = u, v
+        y, x = np.mgrid[0 : height // 2, 0 : width // 2].astype(np.float32)
+        self._x, self._y = x, y
+
+    def flames(self, frame: U8, x: float, y: float, wide: float, tall: float, t_s: float, key: int) -> None:
+        """Paint flames that stand on pixel (x, y); they lick upwards and flicker at some hertz."""
+        if tall < 3.0:
+            return
+        lick = self._window(self._noise, t_s, 95.0, key) * 0.65 + self._window(self._noise, t_s, 150.0, key + 37) * 0.35
+        sway = 0.22 * math.sin(5.1 * t_s + key) * self._v + 0.5 * (lick - 0.5) * self._v
+        body = 1.0 - np.abs(self._u + sway) / (0.18 + 0.72 * (1.0 - self._v) ** 0.75)
+        heat = np.clip(1.25 * body + 1.5 * (lick - 0.52) - 0.55 * self._v, 0.0, 1.0)
+        heat *= np.clip(6.0 * self._v + 0.4, 0.0, 1.0)
+        glow = np.stack((3.6 * heat, 2.6 * heat - 0.62, 3.4 * heat - 2.3), axis=2)
+        layer = np.clip(glow, 0.0, 1.0).astype(np.float32) * 255.0
+        self._blend(frame, layer, np.clip(heat * 2.6 - 0.12, 0.0, 1.0), x, y, wide, tall)
+
+    def smoke(
+        self, frame: U8, x: float, y: float, wide: float, tall: float, t_s: float, density: float, tone: float
+    ) -> None:
+        """Lay a rising plume of smoke over the picture; `tone` is its grey, 0..255."""
+        if density <= 0.01:
+            return
+        field = self._window(self._soft, t_s, 22.0, 11) * 0.6 + self._window(self._noise, t_s, 31.0, 71) * 0.4
+        spread = 0.16 + 0.8 * self._v
+        body = np.exp(-(((self._u + 0.35 * (field - 0.5) + 0.2 * self._v) / spread) ** 2) * 1.6)
+        fade = np.clip(5.0 * self._v, 0.0, 1.0) * np.clip(3.0 * (1.0 - self._v), 0.0, 1.0)
+        fade = fade * np.clip(3.0 * (1.0 - np.abs(self._u)), 0.0, 1.0)
+        alpha = np.clip(density * body * fade * (0.25 + 1.3 * field), 0.0, 0.93)
+        grey = tone * (0.75 + 0.5 * field)
+        self._blend(frame, np.repeat(grey[..., None], 3, axis=2).astype(np.float32), alpha, x, y, wide, tall)
+
+    def glow(self, light: F32, x: float, y: float, radius: float, colour: tuple[float, float, float]) -> None:
+        """Add light around pixel (x, y) to a light map of half the picture's size."""
+        distance = ((self._x - x / 2) ** 2 + ((self._y - y / 2) * 1.3) ** 2) * np.float32(4.0 / (radius * radius))
+        light += (1.0 / (1.0 + distance))[..., None] * np.array(colour, dtype=np.float32)
+
+    def _window(self, field: F32, t_s: float, speed: float, key: int) -> F32:
+        """A part of the noise field that scrolls: what was below is above a moment later."""
+        place = t_s * speed + key * 17.3
+        first = math.floor(place)
+        part = np.float32(place - first)
+        rows = (np.arange(_ROWS + 1) + first) % _SIZE
+        cols = (np.arange(_COLS) + key * 29) % _SIZE
+        rows_of = field[rows][:, cols]
+        return np.asarray(rows_of[:-1] * (1 - part) + rows_of[1:] * part, dtype=np.float32)
+
+    @staticmethod
+    def _blend(frame: U8, layer: F32, alpha: F32, x: float, y: float, wide: float, tall: float) -> None:
+        cols, rows = max(round(wide), 2), max(round(tall), 2)
+        left, top = round(x - wide / 2), round(y - tall)
+        x0, y0 = max(left, 0), max(top, 0)
+        x1, y1 = min(left + cols, frame.shape[1]), min(top + rows, frame.shape[0])
+        if x0 >= x1 or y0 >= y1:
+            return
+        cut = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        colours = np.asarray(cv2.resize(layer, (cols, rows), interpolation=cv2.INTER_LINEAR))[cut]
+        share = np.asarray(cv2.resize(alpha.astype(np.float32), (cols, rows)))[cut][..., None]
+        under = frame[y0:y1, x0:x1]
+        frame[y0:y1, x0:x1] = (under + (colours - under) * share).astype(np.uint8)
+
+
+def _periodic(draw: np.random.Generator, slope: float) -> F32:
+    """Noise in 0..1 that repeats without a seam; a higher slope is smoother."""
+    lines = np.fft.fftfreq(_SIZE)
+    size = np.hypot(lines[:, None], lines[None, :])
+    size[0, 0] = 1.0
+    spectrum = size ** (-slope / 1.4) * np.exp(2j * np.pi * draw.random((_SIZE, _SIZE)))
+    spectrum[0, 0] = 0.0
+    field = np.fft.ifft2(spectrum).real
+    ranks = np.argsort(np.argsort(field, axis=None)).reshape(field.shape)
+    return np.asarray(ranks / ranks.size, dtype=np.float32)
