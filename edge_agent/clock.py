@@ -27,6 +27,10 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
+    def __init__(self) -> None:
+        # Loaded once: every message asks for the quality of its time.
+        self._adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)
+
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
 
@@ -35,11 +39,9 @@ class SystemClock:
 
     def wall_quality(self) -> WallQuality:
         """`ntp` where the kernel says that the clock is disciplined (adjtimex), else `unsynced`."""
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            timex = ctypes.create_string_buffer(512)  # struct timex is 208 bytes; modes=0 only reads
-            state = libc.adjtimex(timex)
-        except (OSError, AttributeError):
+        if self._adjtimex is None:
             return "unsynced"
+        timex = ctypes.create_string_buffer(512)  # struct timex is 208 bytes; modes=0 only reads
+        state = self._adjtimex(timex)
         status = int.from_bytes(timex.raw[40:44], "little")
         return "ntp" if state >= 0 and not status & _STA_UNSYNC else "unsynced"
