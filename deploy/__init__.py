@@ -1,0 +1,1 @@
+"""What runs Tectum somewhere: systemd units, a broker's configuration, and the demo."""
