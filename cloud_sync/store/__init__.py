@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,15 @@ class Store:
         """A session on one snapshot of the data. Nothing done in it is kept."""
         with _plain_errors(self.engine), self._readers() as session:
             yield session
+
+    def lock_devices(self, session: Session, names: Iterable[str]) -> None:
+        """Let other writers that speak of these devices wait until this transaction ends.
+
+        Several ingests and `serve` may look at one device's rows at once; each must see what the other did.
+        """
+        if not self.is_sqlite:  # SQLite has one writer anyway
+            for name in sorted(set(names)):  # in one order everywhere: no deadlock
+                session.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(name))))
 
     def migrate(self) -> None:
         """Bring the tables up to this version of the code; safe in several processes at once."""
