@@ -30,14 +30,14 @@ class Effects:
         """Paint flames that stand on pixel (x, y); they lick upwards and flicker at some hertz."""
         if tall < 3.0:
             return
-        lick = self._window(self._noise, t_s, 95.0, key) * 0.65 + self._window(self._noise, t_s, 150.0, key + 37) * 0.35
-        sway = 0.22 * math.sin(5.1 * t_s + key) * self._v + 0.5 * (lick - 0.5) * self._v
-        body = 1.0 - np.abs(self._u + sway) / (0.18 + 0.72 * (1.0 - self._v) ** 0.75)
-        heat = np.clip(1.25 * body + 1.5 * (lick - 0.52) - 0.55 * self._v, 0.0, 1.0)
+        lick = self._window(self._noise, t_s, 62.0, key) * 0.6 + self._window(self._noise, t_s, 110.0, key + 37) * 0.4
+        sway = 0.2 * math.sin(5.1 * t_s + key) * self._v + 1.1 * (lick - 0.5) * self._v
+        body = 1.0 - np.abs(self._u + sway) / (0.22 + 0.62 * (1.0 - self._v) ** 0.6)
+        heat = np.clip(0.95 * body + 2.3 * (lick - 0.47) * (0.25 + self._v) - 0.62 * self._v + 0.12, 0.0, 1.0)
         heat *= np.clip(6.0 * self._v + 0.4, 0.0, 1.0)
-        glow = np.stack((3.6 * heat, 2.6 * heat - 0.62, 3.4 * heat - 2.3), axis=2)
+        glow = np.stack((2.6 * heat + 0.35, 2.5 * heat - 0.35, 3.4 * heat - 2.2), axis=2)
         layer = np.clip(glow, 0.0, 1.0).astype(np.float32) * 255.0
-        self._blend(frame, layer, np.clip(heat * 2.6 - 0.12, 0.0, 1.0), x, y, wide, tall)
+        self._blend(frame, layer, np.clip(heat * 3.4 - 0.2, 0.0, 1.0), x, y, wide, tall)
 
     def smoke(
         self, frame: U8, x: float, y: float, wide: float, tall: float, t_s: float, density: float, tone: float
@@ -50,9 +50,14 @@ class Effects:
         body = np.exp(-(((self._u + 0.35 * (field - 0.5) + 0.2 * self._v) / spread) ** 2) * 1.6)
         fade = np.clip(5.0 * self._v, 0.0, 1.0) * np.clip(3.0 * (1.0 - self._v), 0.0, 1.0)
         fade = fade * np.clip(3.0 * (1.0 - np.abs(self._u)), 0.0, 1.0)
-        alpha = np.clip(density * body * fade * (0.25 + 1.3 * field), 0.0, 0.93)
+        alpha = np.clip(1.5 * density * body * fade * (0.15 + 1.3 * field), 0.0, 0.94)
         grey = tone * (0.75 + 0.5 * field)
         self._blend(frame, np.repeat(grey[..., None], 3, axis=2).astype(np.float32), alpha, x, y, wide, tall)
+
+    def dim(self, light: F32, x: float, y: float, radius: float, share: float) -> None:
+        """Take up to `share` of the light away around pixel (x, y)."""
+        distance = ((self._x - x / 2) ** 2 + ((self._y - y / 2) * 1.3) ** 2) * np.float32(4.0 / (radius * radius))
+        light *= 1.0 - np.float32(share) / (1.0 + distance * distance)[..., None]
 
     def glow(self, light: F32, x: float, y: float, radius: float, colour: tuple[float, float, float]) -> None:
         """Add light around pixel (x, y) to a light map of half the picture's size."""

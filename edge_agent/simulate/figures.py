@@ -54,6 +54,7 @@ class Person:
     pose: Pose
     top: Colour | None = None
     legs: Colour | None = None
+    hood: Colour | None = None
 
     @property
     def tall_m(self) -> float:
@@ -72,7 +73,7 @@ def draw_person(canvas: U8, view: View, person: Person) -> None:
     shirt = person.top or _CLOTH[mix(key, "shirt") % len(_CLOTH)]
     trousers = person.legs or _TROUSERS[mix(key, "trousers") % len(_TROUSERS)]
     skin = _SKIN[mix(key, "skin") % len(_SKIN)]
-    hair = _darker(((40, 30, 24), (96, 70, 44), (150, 144, 136))[mix(key, "hair") % 3], 1.0)
+    hair = person.hood or ((40, 30, 24), (96, 70, 44), (150, 144, 136))[mix(key, "hair") % 3]
     for side in (1, 0):
         tone = 0.72 if side else 1.0
         hip, knee, foot, toe = body.leg(side)

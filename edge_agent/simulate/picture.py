@@ -20,6 +20,8 @@ from edge_agent.simulate.view import View
 
 _LIGHT = 100.0  #: light maps are handed on as bytes of light x 100
 _TILES = 6
+#: Actors walk in before their episode, as anybody would, and are gone this long after it.
+_COME_S, _LEAVE_S = 9.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +45,32 @@ class Picture:
     def __init__(self, life: Life, episodes: tuple[Episode, ...], width: int, height: int) -> None:
         self._life = life
         self._seed = life.seed
-        self._view = View(width, height)
+        self._view = View(
+            width,
+            height,
+            between(2.8, 3.3, life.seed, "height"),
+            between(1.0, 1.15, life.seed, "zoom"),
+            between(0.24, 0.32, life.seed, "skyline"),
+        )
+        self._mirrored = unit(life.seed, "mirrored") < 0.5
         self._episodes = tuple(episode for episode in episodes if "vision" in episode.modalities)
         self._scenery: Scenery = paint(life, self._view)
         self._effects = Effects(life.seed, width, height)
         self._tiles = _grain_tiles(life.seed, width, height)
-        self._tint = np.array([between(0.95, 1.05, life.seed, "tint", n) for n in range(3)])
+        self._table = _tone_table(life.seed)
 
     @property
     def forbidden(self) -> tuple[tuple[float, float], ...]:
         x0, x1, z0, z1 = FORBIDDEN_M
         spots = [self._view.pixel(x, 0.0, z) for x, z in ((x0, z0), (x0, z1), (x1, z1), (x1, z0))]
-        return tuple((_unit(x / self._view.width), _unit(y / self._view.height)) for x, y in spots)
+        places = [(_unit(x / self._view.width), _unit(y / self._view.height)) for x, y in spots]
+        return tuple((round(1.0 - x, 4), y) for x, y in places) if self._mirrored else tuple(places)
 
     def frame(self, t_s: float) -> U8:
         t_s = round(t_s * 1000) / 1000
         now = [self._now(e, t_s) for e in active(self._episodes, "vision", t_s, t_s + 0.001)]
-        light = self._light(t_s, now)
+        gain = self._exposure(t_s)
+        light = self._light(t_s, now) * np.float32(gain)
         surface = self._scenery.surface.copy()
         self._populate(surface, light, t_s, now)
         size = (self._view.width, self._view.height)
@@ -67,7 +78,7 @@ class Picture:
         frame = np.asarray(cv2.multiply(surface, gains, scale=1.0 / _LIGHT), dtype=np.uint8)
         for moment in now:
             self._overlay(frame, moment, t_s)
-        return self._camera(frame, t_s, now)
+        return self._camera(frame, t_s, gain, now)
 
     def _now(self, e: Episode, t_s: float) -> _Now:
         tau = t_s - e.start_s
@@ -106,7 +117,7 @@ class Picture:
             light += np.array([0.75, 0.8, 0.95], dtype=np.float32) * np.float32(bolt)
         elif label == "siren":
             for colour, offset in (((0.05, 0.15, 0.9), 0.0), ((0.9, 0.06, 0.05), 0.5)):
-                beam = max(math.cos(2 * math.pi * (1.9 * tau + offset)), 0.0) ** 3 * moment.envelope
+                beam = 1.5 * max(math.cos(2 * math.pi * (1.9 * tau + offset)), 0.0) ** 2 * min(moment.envelope * 3.0, 1.0)
                 x = width * (0.15 + 0.7 * ((0.9 * tau + offset) % 1.0))
                 self._effects.glow(light, x, 0.35 * height, 0.45 * width, tuple(tone * beam for tone in colour))  # type: ignore[arg-type]
         elif label == "alarm":
@@ -120,7 +131,7 @@ class Picture:
         width, height = self._view.width, self._view.height
         if label == "shadow":
             x = width * (1.6 * moment.part - 0.3) * (1 if key & 1 else -1) + (0 if key & 1 else width)
-            self._effects.glow(light, x, 0.7 * height, 0.3 * width, (-0.3, -0.3, -0.28))
+            self._effects.dim(light, x, 0.7 * height, 0.34 * width, 0.6)
         elif label == "warm_lamp":
             steady = min(moment.tau / 0.2, 1.0) * (0.95 + 0.02 * drift(t_s, 0.5, key))
             x, y = self._view.pixel(between(-3.0, 3.0, key, "x"), 1.6, between(10.0, 15.0, key, "z"))
@@ -133,8 +144,10 @@ class Picture:
 
     def _populate(self, surface: U8, light: F32, t_s: float, now: list[_Now]) -> None:
         """Draw everyone from far to near, and their shadows into the light."""
-        people = [person for moment in now for person in self._actors(moment, t_s)]
-        panic = [moment for moment in now if moment.episode.label in ("gunshot", "explosion") and moment.tau > 0.4]
+        near = active(self._episodes, "vision", t_s - _LEAVE_S, t_s + _COME_S)
+        people = [person for e in near for person in self._actors(self._now(e, t_s), t_s)]
+        past = active(self._episodes, "vision", t_s - 60.0, t_s - 0.4)
+        panic = [self._now(e, t_s) for e in past if e.label in ("gunshot", "explosion")]
         people += [self._walker(walk, t_s, panic) for walk in self._life.walks(t_s, t_s + 0.001)]
         rides = self._life.rides(t_s, t_s + 0.001)
         things: list[tuple[float, Person | Ride | Occluder]] = [(person.z, person) for person in people]
@@ -150,7 +163,8 @@ class Picture:
                 draw_ride(surface, self._view, thing, t_s)
             else:
                 rows, cols = thing.pixels.shape[:2]
-                surface[thing.top : thing.top + rows, thing.left : thing.left + cols] = thing.pixels
+                part = surface[thing.top : thing.top + rows, thing.left : thing.left + cols]
+                np.copyto(part, thing.pixels, where=thing.mask.astype(bool))
         if people or rides:
             light *= (1.0 - np.asarray(cv2.GaussianBlur(shadow, (5, 5), 0))[..., None] * np.float32(0.5 / 255.0))
 
@@ -165,22 +179,21 @@ class Picture:
         """Somebody of normal life; after a shot or a blast they run."""
         ran = sum(min(moment.tau - 0.4, 8.0) * 2.0 / walk.speed for moment in panic)
         x, z, heading, walked = walk.at(t_s + ran)
-        pose = Pose(phase_of(walked), 0.85 if panic else 0.42)
+        pose = Pose(phase_of(walked), 0.85 if any(moment.tau < 8.4 for moment in panic) else 0.42)
         return Person(walk.key, x, z, heading, pose)
 
     def _actors(self, moment: _Now, t_s: float) -> list[Person]:
         label, key = moment.episode.label, moment.key
-        if label == "intrusion":
-            return [self._intruder(moment)]
         if label == "fight":
             return self._fighters(moment, t_s)
         if label == "gunshot":
-            x, _, z = self._muzzle(moment)
-            aim = (0.15, 1.5) if moment.tau < 5.0 else None
-            shooter = Person(key, x - 0.75, z, 0.0, Pose(0.4, 0.15, arms=aim), top=DARK)
-            return [shooter, *self._runners(moment)]
+            return [self._shooter(moment), *self._runners(moment)]
         if label == "explosion":
             return self._runners(moment)
+        if not 0.0 <= moment.part < 1.0:
+            return []
+        if label == "intrusion":
+            return [self._intruder(moment)]
         if label == "orange_person":
             edge = 8.5
             x = (-edge + 2 * edge * moment.part) * (1 if key & 1 else -1)
@@ -200,12 +213,14 @@ class Picture:
         run = Walk(moment.key, 0.0, tuple(spots), speed)
         x, z, heading, walked = run.at(moment.tau)
         crouch = 0.5 if unit(moment.key, "crouch", int(moment.tau / 2.5)) < 0.3 else 0.0
-        return Person(moment.key, x, z, heading, Pose(phase_of(walked), 0.5 + 0.12 * speed, crouch=crouch), DARK, DARK)
+        return Person(moment.key, x, z, heading, Pose(phase_of(walked), 0.5 + 0.12 * speed, crouch=crouch), DARK, DARK, DARK)
 
     def _fighters(self, moment: _Now, t_s: float) -> list[Person]:
         key, people = moment.key, []
         middle, z = between(-1.9, 0.0, key, "x"), between(7.4, 9.5, key, "z")
         falls = between(0.45, 0.75, key, "falls")
+        if not 0.0 <= moment.part < 1.0:
+            return [self._passing(moment, key + n, middle - 0.42 + 0.84 * n, z - 0.1 * n) for n in range(2)]
         for n in range(2):
             side = -1 if n else 1
             x = middle + side * (0.42 + 0.22 * erratic(key + n, t_s, 3.1)) + 0.3 * erratic(key, t_s, 1.3)
@@ -216,16 +231,34 @@ class Picture:
         return people
 
     def _runners(self, moment: _Now) -> list[Person]:
-        """Two people who were standing there run away."""
-        people = []
+        """Two people who had come this way run off."""
+        people: list[Person] = []
         for n in range(2):
             key = mix(moment.key, "runner", n)
             x, z = between(-3.5, 0.2, key, "x"), between(8.0, 12.0, key, "z")
+            if moment.tau < 0.0:
+                people.append(self._passing(moment, key, x, z))
+                continue
             ran = 4.2 * max(moment.tau - 0.5 - 0.3 * n, 0.0)
             way = -1 if n else (1 if z > 11.0 else -1)
             swing = 0.85 if ran else 0.05
             people.append(Person(key, x + way * ran, z, 0.0 if way > 0 else math.pi, Pose(phase_of(0.6 * ran), swing)))
         return people
+
+    def _shooter(self, moment: _Now) -> Person:
+        x, _, z = self._muzzle(moment)
+        if not 0.0 <= moment.part < 1.0:
+            return self._passing(moment, moment.key, x - 0.75, z)
+        aim = (0.15, 1.5) if moment.tau < 5.0 else None
+        return Person(moment.key, x - 0.75, z, 0.0, Pose(0.4, 0.15, arms=aim), top=DARK)
+
+    def _passing(self, moment: _Now, key: int, x: float, z: float) -> Person:
+        """Somebody who walks in from the left before the episode, and runs off to the left after it."""
+        top = DARK if moment.episode.label == "gunshot" and key == moment.key else None
+        if moment.tau < 0.0:
+            return Person(key, x + 1.3 * moment.tau, z, 0.0, Pose(phase_of(1.3 * moment.tau), 0.42), top)
+        ran = 3.2 * (moment.tau - (moment.episode.end_s - moment.episode.start_s))
+        return Person(key, x - ran, z, math.pi, Pose(phase_of(0.7 * ran), 0.8), top)
 
     def _muzzle(self, moment: _Now) -> tuple[float, float, float]:
         return between(-2.0, 0.2, moment.key, "muzzle"), 1.4, between(9.5, 12.0, moment.key, "muzzle z")
@@ -248,11 +281,11 @@ class Picture:
             self._effects.smoke(frame, x, y - scale * moment.envelope, 4.5 * scale * grown, 5.5 * scale * grown, t_s, haze, tone)
         elif label == "explosion":
             x, y, scale = self._hearth(moment)
-            ball = 3.4 * scale * min(moment.tau / 0.25, 1.0) * math.exp(-max(moment.tau - 0.3, 0.0) / 0.9)
+            ball = 3.6 * scale * min(moment.tau / 0.25, 1.0) * math.exp(-max(moment.tau - 0.5, 0.0) / 2.2)
             self._effects.flames(frame, x, y + 0.2 * ball, 1.5 * ball, 1.4 * ball, t_s, key % 64)
             self._effects.flames(frame, x - 0.3 * ball, y, ball, ball, t_s, key % 61)
             size = scale * (2.0 + 5.0 * (1.0 - math.exp(-moment.tau / 1.2)))
-            density = 0.95 * math.exp(-moment.tau / 5.0) * min((1.0 - moment.part) / 0.2, 1.0)
+            density = 1.3 * math.exp(-moment.tau / 7.0) * min((1.0 - moment.part) / 0.2, 1.0)
             tone = 40.0 + 90.0 * self._brightness(t_s)
             self._effects.smoke(frame, x, y + 0.3 * scale, 1.5 * size, size, t_s, density, tone)
         elif label == "warm_lamp":
@@ -275,26 +308,36 @@ class Picture:
         day, lamp = self._life.daylight(t_s), self._life.lamp(t_s)
         return min((1.0 if self._life.outdoor else 0.6) * day + (0.25 if self._life.outdoor else 0.65) * lamp, 1.2)
 
-    def _camera(self, frame: U8, t_s: float, now: list[_Now]) -> U8:
+    def _exposure(self, t_s: float) -> float:
+        """Exposure follows the light late: what it measured over the last two seconds."""
+        level = sum(self._brightness(t_s - late) for late in (0.3, 1.0, 2.0)) / 3.0
+        return float((0.85 / max(level, 0.08)) ** 0.45 * (1.0 + 0.03 * drift(t_s, 9.0, self._seed, "exposure")))
+
+    def _camera(self, frame: U8, t_s: float, gain: float, now: list[_Now]) -> U8:
         shake = sum(6.0 * math.exp(-m.tau / 0.7) for m in now if m.episode.label == "explosion") * self._view.width / 320
         if shake > 0.2:
             dx, dy = (shake * erratic(self._seed + n, t_s, 14.0) for n in (1, 2))
             move = np.array([[1, 0, dx], [0, 1, dy]], dtype=np.float32)
             size = (self._view.width, self._view.height)
             frame = np.asarray(cv2.warpAffine(frame, move, size, borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8)
-        # Exposure follows the light late: what it measured over the last two seconds.
-        level = sum(self._brightness(t_s - late) for late in (0.3, 1.0, 2.0)) / 3.0
-        gain = (0.62 / max(level, 0.08)) ** 0.55 * (1.0 + 0.03 * drift(t_s, 9.0, self._seed, "exposure"))
-        steps = np.arange(256, dtype=np.float64)[:, None] / 255.0 * (gain * self._tint)
-        curve = 255.0 * np.minimum(steps, 1.6) / (1.0 + 0.35 * np.maximum(steps - 0.55, 0.0))
-        table = np.clip(curve, 0, 255).astype(np.uint8).reshape(1, 256, 3)
-        frame = np.asarray(cv2.LUT(np.asarray(cv2.blur(frame, (2, 2))), table), dtype=np.uint8)
+        frame = np.asarray(cv2.LUT(np.asarray(cv2.blur(frame, (2, 2))), self._table), dtype=np.uint8)
+        if self._mirrored:
+            frame = np.asarray(cv2.flip(frame, 1), dtype=np.uint8)
         key = mix(self._seed, "grain", round(t_s * 1000))
         tile = self._tiles[key % _TILES]
         top, left = 8 * (key >> 8 & 7), 8 * (key >> 16 & 7)
         cut = tile[top : top + self._view.height, left : left + self._view.width]
         strength = 0.3 + 0.35 * min(gain, 2.6)
         return np.asarray(cv2.addWeighted(frame, 1.0, cut, strength, -128.0 * strength), dtype=np.uint8)
+
+
+def _tone_table(seed: int) -> U8:
+    """How the camera maps brightness: an S of its own, and a slight cast."""
+    steps = np.arange(256, dtype=np.float64)[:, None] / 255.0
+    cast = np.array([between(0.96, 1.04, seed, "cast", n) for n in range(3)])
+    bent = steps ** between(0.85, 1.05, seed, "gamma")
+    curve = bent + between(0.1, 0.35, seed, "contrast") * (bent * bent * (3.0 - 2.0 * bent) - bent)
+    return np.clip(255.0 * curve * cast, 0, 255).astype(np.uint8).reshape(1, 256, 3)
 
 
 def _grain_tiles(seed: int, width: int, height: int) -> list[U8]:

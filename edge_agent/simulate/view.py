@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,20 +15,22 @@ Spot = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A camera 3 m above the ground that looks straight ahead; x to the right, y up, z away from it (m)."""
+    """A camera `height_m` above the ground that looks straight ahead; x to the right, y up, z away from it (m)."""
 
     width: int
     height: int
     height_m: float = 3.0
+    zoom: float = 1.0
+    skyline: float = 0.27  #: where the horizon is, 0 (top) to 1
 
     @property
     def horizon(self) -> float:
         """Pixel row of the horizon."""
-        return 0.27 * self.height
+        return self.skyline * self.height
 
     def scale(self, z: float) -> float:
         """Pixels per metre at this distance."""
-        return max(self.width, self.height * 4 / 3) / z
+        return self.zoom * max(self.width, self.height * 4 / 3) / z
 
     def pixel(self, x: float, y: float, z: float) -> tuple[float, float]:
         """Column and row of a point."""
@@ -37,7 +39,7 @@ class View:
 
     def doubled(self) -> View:
         """The same view with twice the pixels: what is painted there is anti-aliased by halving."""
-        return View(2 * self.width, 2 * self.height, self.height_m)
+        return replace(self, width=2 * self.width, height=2 * self.height)
 
     def hang(self, canvas: U8, texture: U8, corners: Sequence[Spot]) -> None:
         """Paint `texture` on the plane with these corners (top left, top right, bottom right, bottom left)."""
