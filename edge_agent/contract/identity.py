@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -37,3 +38,11 @@ class Identity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     broker: Broker
     cloud: Cloud
     tuf_root: str = ""  #: JSON of the trusted root; empty: this installation signs no updates
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine itself: the only place where TLS may be left out."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
