@@ -10,7 +10,7 @@ import math
 
 from edge_agent.core.records import Reading
 from edge_agent.simulate.chance import between, drift, mix, unit
-from edge_agent.simulate.episodes import Episode
+from edge_agent.simulate.episodes import Episode, Script
 from edge_agent.simulate.life import Life
 
 CHANNELS = ("temperature", "humidity", "smoke", "co2", "light", "vibration", "door")
@@ -27,14 +27,14 @@ class Air:
     def __init__(self, life: Life, episodes: tuple[Episode, ...]) -> None:
         self._life = life
         self._seed = life.seed
-        self._episodes = tuple(episode for episode in episodes if "sensors" in episode.modalities)
+        self._script = Script(episodes, "sensors")
         self._outside = between(2.0, 24.0, life.seed, "outside")
         self._base = self._outside if life.outdoor else between(18.0, 24.0, life.seed, "inside")
 
     def readings(self, t_s: float) -> tuple[Reading, ...]:
         """What the sensors say at `t_s`; one that says nothing is left out."""
         t_s = math.floor(t_s / PERIOD_S) * PERIOD_S
-        near = [e for e in self._episodes if e.start_s <= t_s + PERIOD_S and t_s < e.end_s + _TAIL_S]
+        near = self._script.overlapping(t_s - _TAIL_S, t_s + 2.0 * PERIOD_S)
         fallen = [e for e in near if e.label == "dropped_sensor" and e.start_s + 2.0 <= t_s < e.end_s]
         warmth = self._warmth(near, t_s)
         values = {
@@ -102,7 +102,9 @@ class Air:
             elif e.label == "alarm":
                 value += _strong(self._seed, e, 30.0, 70.0) * _answer(t_s, e.start_s, e.end_s, 4.0, 14.0)
             elif e.label == "explosion":
-                value += _strong(self._seed, e, 50.0, 140.0) * _answer(t_s, e.start_s + 1.0, e.start_s + 4.0, 1.5, 14.0)
+                value += _strong(self._seed, e, 50.0, 140.0) * _answer(
+                    t_s, e.start_s + 1.0, e.start_s + 4.0, 1.5, 14.0
+                )
         return max(value, 0.0)
 
     def _co2(self, near: list[Episode], t_s: float) -> float:
@@ -113,7 +115,9 @@ class Air:
             if e.label == "fire":
                 value += _strong(self._seed, e, 350.0, 900.0) * _answer(t_s, e.start_s + 3.0, e.end_s, 12.0, 30.0)
             elif e.label == "explosion":
-                value += _strong(self._seed, e, 120.0, 300.0) * _answer(t_s, e.start_s + 1.0, e.start_s + 5.0, 2.0, 20.0)
+                value += _strong(self._seed, e, 120.0, 300.0) * _answer(
+                    t_s, e.start_s + 1.0, e.start_s + 5.0, 2.0, 20.0
+                )
         return value
 
     def _light(self, near: list[Episode], t_s: float) -> float:
@@ -124,7 +128,7 @@ class Air:
             if e.label == "fire" and t_s < e.end_s:
                 flicker = 0.75 + 0.25 * self._noise("flicker", t_s) / 3.0
                 extra += 160.0 * _answer(t_s, e.start_s, e.end_s, 10.0, 1.0) * flicker
-            elif e.label == "explosion" and e.start_s - PERIOD_S < t_s <= e.start_s + 0.5:
+            elif e.label == "explosion" and e.start_s - PERIOD_S < t_s <= e.start_s:
                 extra += 1500.0
             elif e.label == "warm_lamp" and e.start_s <= t_s < e.end_s:
                 extra += 90.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +13,15 @@ from edge_agent.simulate.chance import generator
 
 _ROWS, _COLS = 56, 40
 _SIZE = 128  #: side of the noise field that flames and smoke scroll through
+
+
+class Spot(NamedTuple):
+    """Where an effect stands: the middle of its foot, its width and its height, in pixels."""
+
+    x: float
+    y: float
+    wide: float
+    tall: float
 
 
 class Effects:
@@ -26,9 +36,9 @@ class Effects:
         y, x = np.mgrid[0 : height // 2, 0 : width // 2].astype(np.float32)
         self._x, self._y = x, y
 
-    def flames(self, frame: U8, x: float, y: float, wide: float, tall: float, t_s: float, key: int) -> None:
-        """Paint flames that stand on pixel (x, y); they lick upwards and flicker at some hertz."""
-        if tall < 3.0:
+    def flames(self, frame: U8, spot: Spot, t_s: float, key: int) -> None:
+        """Paint flames; they lick upwards and flicker at some hertz."""
+        if spot.tall < 3.0:
             return
         lick = self._window(self._noise, t_s, 62.0, key) * 0.6 + self._window(self._noise, t_s, 110.0, key + 37) * 0.4
         sway = 0.2 * math.sin(5.1 * t_s + key) * self._v + 1.1 * (lick - 0.5) * self._v
@@ -37,11 +47,9 @@ class Effects:
         heat *= np.clip(6.0 * self._v + 0.4, 0.0, 1.0)
         glow = np.stack((2.6 * heat + 0.35, 2.5 * heat - 0.35, 3.4 * heat - 2.2), axis=2)
         layer = np.clip(glow, 0.0, 1.0).astype(np.float32) * 255.0
-        self._blend(frame, layer, np.clip(heat * 3.4 - 0.2, 0.0, 1.0), x, y, wide, tall)
+        self._blend(frame, layer, np.clip(heat * 3.4 - 0.2, 0.0, 1.0), spot)
 
-    def smoke(
-        self, frame: U8, x: float, y: float, wide: float, tall: float, t_s: float, density: float, tone: float
-    ) -> None:
+    def smoke(self, frame: U8, spot: Spot, t_s: float, *, density: float, tone: float) -> None:
         """Lay a rising plume of smoke over the picture; `tone` is its grey, 0..255."""
         if density <= 0.01:
             return
@@ -52,7 +60,7 @@ class Effects:
         fade = fade * np.clip(3.0 * (1.0 - np.abs(self._u)), 0.0, 1.0)
         alpha = np.clip(1.5 * density * body * fade * (0.15 + 1.3 * field), 0.0, 0.94)
         grey = tone * (0.75 + 0.5 * field)
-        self._blend(frame, np.repeat(grey[..., None], 3, axis=2).astype(np.float32), alpha, x, y, wide, tall)
+        self._blend(frame, np.repeat(grey[..., None], 3, axis=2).astype(np.float32), alpha, spot)
 
     def dim(self, light: F32, x: float, y: float, radius: float, share: float) -> None:
         """Take up to `share` of the light away around pixel (x, y)."""
@@ -75,9 +83,9 @@ class Effects:
         return np.asarray(rows_of[:-1] * (1 - part) + rows_of[1:] * part, dtype=np.float32)
 
     @staticmethod
-    def _blend(frame: U8, layer: F32, alpha: F32, x: float, y: float, wide: float, tall: float) -> None:
-        cols, rows = max(round(wide), 2), max(round(tall), 2)
-        left, top = round(x - wide / 2), round(y - tall)
+    def _blend(frame: U8, layer: F32, alpha: F32, spot: Spot) -> None:
+        cols, rows = max(round(spot.wide), 2), max(round(spot.tall), 2)
+        left, top = round(spot.x - spot.wide / 2), round(spot.y - spot.tall)
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + cols, frame.shape[1]), min(top + rows, frame.shape[0])
         if x0 >= x1 or y0 >= y1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,9 +128,19 @@ def demo(seed: int, duration_s: float, *, first_s: float = 12.0) -> tuple[Episod
     return tuple(episode for episode in found if episode.end_s <= duration_s)
 
 
-def active(episodes: Iterable[Episode], modality: Modality, start_s: float, end_s: float) -> list[Episode]:
-    """The episodes that show in `modality` and overlap [start_s, end_s), in their order."""
-    return [e for e in episodes if modality in e.modalities and e.start_s < end_s and e.end_s > start_s]
+class Script:
+    """The episodes that show in one modality, found by time without going through all of them."""
+
+    def __init__(self, episodes: Iterable[Episode], modality: Modality) -> None:
+        self._episodes = sorted((e for e in episodes if modality in e.modalities), key=lambda e: (e.start_s, e.end_s))
+        self._starts = [e.start_s for e in self._episodes]
+        self._longest_s = max((e.end_s - e.start_s for e in self._episodes), default=0.0)
+
+    def overlapping(self, start_s: float, end_s: float) -> list[Episode]:
+        """Those of [start_s, end_s), in their order."""
+        first = bisect_left(self._starts, start_s - self._longest_s)
+        last = bisect_left(self._starts, end_s)
+        return [e for e in self._episodes[first:last] if e.end_s > start_s]
 
 
 def _pick(labels: Sequence[str], *keys: int | str) -> str:

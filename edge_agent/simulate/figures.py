@@ -135,7 +135,12 @@ class _Body:
         wide = 0.13 + 0.09 * self._side
         hip, shoulder = (0.88 + self._bob) * self._tall, (1.47 + self._bob) * self._tall
         lean = self._lean()
-        outline = [(-0.8 * wide, hip), (0.8 * wide, hip), (wide + lean, shoulder - 0.06), (0.5 * wide + lean, shoulder)]
+        outline = [
+            (-0.8 * wide, hip),
+            (0.8 * wide, hip),
+            (wide + lean, shoulder - 0.06),
+            (0.5 * wide + lean, shoulder),
+        ]
         outline += [(-0.5 * wide + lean, shoulder), (-wide + lean, shoulder - 0.06)]
         points = np.array([self._fixed(point) for point in outline], dtype=np.int32)
         cv2.fillConvexPoly(canvas, points, colour, cv2.LINE_AA, _SUB)
@@ -148,9 +153,7 @@ class _Body:
         face = (middle[0] + 0.045 * self._along, middle[1] - 0.02)
         cv2.circle(canvas, self._fixed(face), round(radius * 0.8), skin, -1, cv2.LINE_AA, _SUB)
 
-    def limb(
-        self, canvas: U8, a: tuple[float, float], b: tuple[float, float], wide_m: float, colour: Colour
-    ) -> None:
+    def limb(self, canvas: U8, a: tuple[float, float], b: tuple[float, float], wide_m: float, colour: Colour) -> None:
         thick = max(round(wide_m * self._scale), 1)
         cv2.line(canvas, self._fixed(a), self._fixed(b), colour, thick, cv2.LINE_AA, _SUB)
 
@@ -180,14 +183,26 @@ def draw_ride(canvas: U8, view: View, ride: Ride, t_s: float) -> None:
         return
     long, tall = (4.3, 1.45) if ride.body == "car" else (5.4, 2.3)
     if ride.body == "car":
-        shell = [(-2.15, 0.3), (2.15, 0.3), (2.15, 0.75), (1.3, 0.9), (0.75, 1.42), (-1.1, 1.45), (-1.8, 0.95), (-2.15, 0.9)]
-        panes = [[(0.2, 0.95), (1.1, 0.95), (0.68, 1.34), (0.2, 1.36)], [(0.08, 0.95), (-1.5, 0.95), (-1.05, 1.37), (0.08, 1.36)]]
+        shell = [
+            (-2.15, 0.3),
+            (2.15, 0.3),
+            (2.15, 0.75),
+            (1.3, 0.9),
+            (0.75, 1.42),
+            (-1.1, 1.45),
+            (-1.8, 0.95),
+            (-2.15, 0.9),
+        ]
+        panes = [
+            [(0.2, 0.95), (1.1, 0.95), (0.68, 1.34), (0.2, 1.36)],
+            [(0.08, 0.95), (-1.5, 0.95), (-1.05, 1.37), (0.08, 1.36)],
+        ]
     else:
         shell = [(-2.7, 0.35), (2.7, 0.35), (2.7, 1.0), (2.0, 1.35), (1.6, 2.25), (-2.7, 2.3)]
         panes = [[(1.2, 1.35), (1.9, 1.35), (1.58, 2.0), (1.2, 2.0)]]
-    _outline(canvas, view, x, ride, shell, colour)
+    _outline(canvas, view, (x, ride.z, ride.direction), shell, colour)
     for pane in panes:
-        _outline(canvas, view, x, ride, pane, (46, 58, 70))
+        _outline(canvas, view, (x, ride.z, ride.direction), pane, (46, 58, 70))
     for axle in (-0.32 * long, 0.32 * long):
         px, py = view.pixel(x + ride.direction * axle, 0.32, ride.z)
         radius = 0.33 * view.scale(ride.z)
@@ -203,17 +218,26 @@ def _draw_cart(canvas: U8, view: View, ride: Ride, x: float, t_s: float) -> None
     behind = x - 1.15 * ride.direction
     pose = Pose(phase_of(abs(ride.x_at(t_s) - ride.x_at(ride.start_s))), 0.4, arms=(1.2, 1.2))
     draw_person(canvas, view, Person(ride.key, behind, ride.z, 0.0 if ride.direction > 0 else math.pi, pose))
-    _outline(canvas, view, x, ride, crate, (150, 116, 78))
-    _outline(canvas, view, x, ride, [(-0.8, 0.18), (0.8, 0.18), (0.8, 0.3), (-0.8, 0.3)], (60, 62, 66))
+    _outline(canvas, view, (x, ride.z, ride.direction), crate, (150, 116, 78))
+    _outline(
+        canvas, view, (x, ride.z, ride.direction), [(-0.8, 0.18), (0.8, 0.18), (0.8, 0.3), (-0.8, 0.3)], (60, 62, 66)
+    )
     for axle in (-0.5, 0.5):
         px, py = view.pixel(x + axle, 0.1, ride.z)
-        cv2.circle(canvas, (round(px), round(py)), max(round(0.11 * view.scale(ride.z)), 1), (30, 30, 30), -1, cv2.LINE_AA)
+        cv2.circle(
+            canvas, (round(px), round(py)), max(round(0.11 * view.scale(ride.z)), 1), (30, 30, 30), -1, cv2.LINE_AA
+        )
 
 
 def _outline(
-    canvas: U8, view: View, x: float, ride: Ride, points: list[tuple[float, float]], colour: tuple[int, ...]
+    canvas: U8,
+    view: View,
+    where: tuple[float, float, int],
+    points: list[tuple[float, float]],
+    colour: tuple[int, ...],
 ) -> None:
-    pixels = [view.pixel(x + ride.direction * u, v, ride.z) for u, v in points]
+    x, z, direction = where
+    pixels = [view.pixel(x + direction * u, v, z) for u, v in points]
     fixed = np.round(np.array(pixels) * (1 << _SUB)).astype(np.int32)
     cv2.fillPoly(canvas, [fixed], colour, cv2.LINE_AA, _SUB)
 

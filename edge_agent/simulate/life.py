@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from edge_agent.simulate.chance import Cache, between, drift, mix, unit
 
@@ -79,6 +79,14 @@ class Opening:
     slam: bool
 
 
+class _Grid(NamedTuple):
+    """How things of one sort are drawn: per cell of time, and how long one may last past its cell (s)."""
+
+    name: str
+    cell_s: float
+    reach_s: float
+
+
 @dataclass(frozen=True)
 class Life:
     """Everything normal about the site with this seed."""
@@ -129,22 +137,22 @@ class Life:
 
     def walks(self, start_s: float, end_s: float) -> list[Walk]:
         """Everyone who is on the site at some time of [start_s, end_s)."""
-        found = self._around("walk", _WALK_CELL_S, _LONGEST_WALK_S, start_s, end_s, self._walks_of)
+        found = self._around(_Grid("walk", _WALK_CELL_S, _LONGEST_WALK_S), start_s, end_s, self._walks_of)
         return [walk for walk in found if walk.start_s < end_s and walk.end_s > start_s]
 
     def rides(self, start_s: float, end_s: float) -> list[Ride]:
         """Every vehicle that passes at some time of [start_s, end_s)."""
-        found = self._around("ride", 40.0, 20.0, start_s, end_s, self._rides_of)
+        found = self._around(_Grid("ride", 40.0, 20.0), start_s, end_s, self._rides_of)
         return [ride for ride in found if ride.start_s < end_s and ride.end_s > start_s]
 
     def openings(self, start_s: float, end_s: float) -> list[Opening]:
         """Every door opening that touches [start_s, end_s)."""
-        found = self._around("door", 70.0, 20.0, start_s, end_s, self._openings_of)
+        found = self._around(_Grid("door", 70.0, 20.0), start_s, end_s, self._openings_of)
         return [opening for opening in found if opening.start_s < end_s and opening.end_s > start_s]
 
     def talks(self, start_s: float, end_s: float) -> list[tuple[float, int]]:
         """Start and key of everything said in or just before [start_s, end_s)."""
-        found = self._around("talk", 11.0, 4.0, start_s, end_s, self._talks_of)
+        found = self._around(_Grid("talk", 11.0, 4.0), start_s, end_s, self._talks_of)
         return [talk for talk in found if talk[0] < end_s]
 
     def missing(self, channel: str, t_s: float) -> bool:
@@ -155,13 +163,12 @@ class Life:
         begin = cell * 90.0 + between(0.0, 60.0, self.seed, "missing from", channel, cell)
         return begin <= t_s < begin + between(4.0, 28.0, self.seed, "missing for", channel, cell)
 
-    def _around(
-        self, name: str, cell_s: float, reach_s: float, start_s: float, end_s: float, make: Callable[[int], tuple[T, ...]]
-    ) -> list[T]:
-        first, last = math.floor((start_s - reach_s) / cell_s), math.floor(end_s / cell_s)
+    def _around(self, grid: _Grid, start_s: float, end_s: float, make: Callable[[int], tuple[T, ...]]) -> list[T]:
+        first = math.floor((start_s - grid.reach_s) / grid.cell_s)
+        last = math.floor(end_s / grid.cell_s)
         found: list[T] = []
         for cell in range(first, last + 1):
-            found.extend(self._cells.get((name, cell), lambda c=cell: make(c)))  # type: ignore[misc, arg-type]
+            found.extend(self._cells.get((grid.name, cell), lambda c=cell: make(c)))  # type: ignore[misc, arg-type]
         return found
 
     def _walks_of(self, cell: int) -> tuple[Walk, ...]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from edge_agent.core.records import F32, U8
 from edge_agent.simulate.chance import between, drift, generator, mix, unit
-from edge_agent.simulate.effects import Effects
-from edge_agent.simulate.episodes import Episode, active
+from edge_agent.simulate.effects import Effects, Spot
+from edge_agent.simulate.episodes import Episode, Script
 from edge_agent.simulate.figures import DARK, ORANGE, Person, Pose, draw_person, draw_ride, erratic, phase_of
 from edge_agent.simulate.life import FORBIDDEN_M, Life, Ride, Walk
 from edge_agent.simulate.scenery import Occluder, Scenery, paint
@@ -53,7 +53,7 @@ class Picture:
             between(0.24, 0.32, life.seed, "skyline"),
         )
         self._mirrored = unit(life.seed, "mirrored") < 0.5
-        self._episodes = tuple(episode for episode in episodes if "vision" in episode.modalities)
+        self._script = Script(episodes, "vision")
         self._scenery: Scenery = paint(life, self._view)
         self._effects = Effects(life.seed, width, height)
         self._tiles = _grain_tiles(life.seed, width, height)
@@ -68,7 +68,7 @@ class Picture:
 
     def frame(self, t_s: float) -> U8:
         t_s = round(t_s * 1000) / 1000
-        now = [self._now(e, t_s) for e in active(self._episodes, "vision", t_s, t_s + 0.001)]
+        now = [self._now(e, t_s) for e in self._script.overlapping(t_s, t_s + 0.001)]
         gain = self._exposure(t_s)
         light = self._light(t_s, now) * np.float32(gain)
         surface = self._scenery.surface.copy()
@@ -103,7 +103,9 @@ class Picture:
         if label == "fire":
             x, y, scale = self._hearth(moment)
             flicker = moment.envelope * (0.75 + 0.3 * erratic(key, t_s, 9.0))
-            self._effects.glow(light, x, y - 0.5 * scale, 3.2 * scale, (0.95 * flicker, 0.42 * flicker, 0.1 * flicker))
+            self._effects.glow(
+                light, x, y - 0.5 * scale, 3.2 * scale, (0.95 * flicker, 0.42 * flicker, 0.1 * flicker)
+            )
         elif label == "explosion":
             flash = 2.4 * math.exp(-tau / 0.16) + 0.7 * math.exp(-tau / 1.4)
             light += np.array([flash, 0.85 * flash, 0.6 * flash], dtype=np.float32)
@@ -117,7 +119,11 @@ class Picture:
             light += np.array([0.75, 0.8, 0.95], dtype=np.float32) * np.float32(bolt)
         elif label == "siren":
             for colour, offset in (((0.05, 0.15, 0.9), 0.0), ((0.9, 0.06, 0.05), 0.5)):
-                beam = 1.5 * max(math.cos(2 * math.pi * (1.9 * tau + offset)), 0.0) ** 2 * min(moment.envelope * 3.0, 1.0)
+                beam = (
+                    1.5
+                    * max(math.cos(2 * math.pi * (1.9 * tau + offset)), 0.0) ** 2
+                    * min(moment.envelope * 3.0, 1.0)
+                )
                 x = width * (0.15 + 0.7 * ((0.9 * tau + offset) % 1.0))
                 self._effects.glow(light, x, 0.35 * height, 0.45 * width, tuple(tone * beam for tone in colour))  # type: ignore[arg-type]
         elif label == "alarm":
@@ -144,9 +150,9 @@ class Picture:
 
     def _populate(self, surface: U8, light: F32, t_s: float, now: list[_Now]) -> None:
         """Draw everyone from far to near, and their shadows into the light."""
-        near = active(self._episodes, "vision", t_s - _LEAVE_S, t_s + _COME_S)
+        near = self._script.overlapping(t_s - _LEAVE_S, t_s + _COME_S)
         people = [person for e in near for person in self._actors(self._now(e, t_s), t_s)]
-        past = active(self._episodes, "vision", t_s - 60.0, t_s - 0.4)
+        past = self._script.overlapping(t_s - 60.0, t_s - 0.4)
         panic = [self._now(e, t_s) for e in past if e.label in ("gunshot", "explosion")]
         people += [self._walker(walk, t_s, panic) for walk in self._life.walks(t_s, t_s + 0.001)]
         rides = self._life.rides(t_s, t_s + 0.001)
@@ -166,7 +172,7 @@ class Picture:
                 part = surface[thing.top : thing.top + rows, thing.left : thing.left + cols]
                 np.copyto(part, thing.pixels, where=thing.mask.astype(bool))
         if people or rides:
-            light *= (1.0 - np.asarray(cv2.GaussianBlur(shadow, (5, 5), 0))[..., None] * np.float32(0.5 / 255.0))
+            light *= 1.0 - np.asarray(cv2.GaussianBlur(shadow, (5, 5), 0))[..., None] * np.float32(0.5 / 255.0)
 
     def _cast(self, shadow: U8, x: float, z: float, half_m: float) -> None:
         slant = between(-0.9, 0.9, self._seed, "sun")
@@ -206,14 +212,18 @@ class Picture:
         x0, x1, z0, z1 = FORBIDDEN_M
         spots = [(x1 + 1.4, z1 - 0.6)]
         for n in range(6):
-            spots.append((between(x0 + 0.3, x1 - 1.0, moment.key, "x", n), between(z0 + 0.4, z1 - 0.3, moment.key, "z", n)))
+            spots.append(
+                (between(x0 + 0.3, x1 - 1.0, moment.key, "x", n), between(z0 + 0.4, z1 - 0.3, moment.key, "z", n))
+            )
         spots.append((x1 + 1.6, z1 - 0.4))
-        lengths = sum(math.dist(a, b) for a, b in zip(spots, spots[1:], strict=False))
+        lengths = Walk(moment.key, 0.0, tuple(spots), 1.0).length_m
         speed = lengths / (moment.episode.end_s - moment.episode.start_s)
         run = Walk(moment.key, 0.0, tuple(spots), speed)
         x, z, heading, walked = run.at(moment.tau)
         crouch = 0.5 if unit(moment.key, "crouch", int(moment.tau / 2.5)) < 0.3 else 0.0
-        return Person(moment.key, x, z, heading, Pose(phase_of(walked), 0.5 + 0.12 * speed, crouch=crouch), DARK, DARK, DARK)
+        return Person(
+            moment.key, x, z, heading, Pose(phase_of(walked), 0.5 + 0.12 * speed, crouch=crouch), DARK, DARK, DARK
+        )
 
     def _fighters(self, moment: _Now, t_s: float) -> list[Person]:
         key, people = moment.key, []
@@ -226,7 +236,9 @@ class Picture:
             x = middle + side * (0.42 + 0.22 * erratic(key + n, t_s, 3.1)) + 0.3 * erratic(key, t_s, 1.3)
             arms = (1.3 + 1.3 * erratic(key + 5 + n, t_s, 4.3), 1.2 + 1.4 * erratic(key + 9 + n, t_s, 3.7))
             fallen = min(max((moment.part - falls) * 18.0, 0.0), 1.0) if n else 0.0
-            pose = Pose(3.0 * erratic(key + 3 + n, t_s, 2.9), 0.6, fallen, 0.15 + 0.15 * erratic(key + n, t_s, 2.0), arms)
+            pose = Pose(
+                3.0 * erratic(key + 3 + n, t_s, 2.9), 0.6, fallen, 0.15 + 0.15 * erratic(key + n, t_s, 2.0), arms
+            )
             people.append(Person(key + n, x, z - 0.1 * n, math.pi if n == 0 else 0.0, pose))
         return people
 
@@ -242,7 +254,9 @@ class Picture:
             ran = 4.2 * max(moment.tau - 0.5 - 0.3 * n, 0.0)
             way = -1 if n else (1 if z > 11.0 else -1)
             swing = 0.85 if ran else 0.05
-            people.append(Person(key, x + way * ran, z, 0.0 if way > 0 else math.pi, Pose(phase_of(0.6 * ran), swing)))
+            people.append(
+                Person(key, x + way * ran, z, 0.0 if way > 0 else math.pi, Pose(phase_of(0.6 * ran), swing))
+            )
         return people
 
     def _shooter(self, moment: _Now) -> Person:
@@ -274,20 +288,21 @@ class Picture:
         label, key = moment.episode.label, moment.key
         if label == "fire":
             x, y, scale = self._hearth(moment)
-            self._burn(frame, x, y, scale * moment.envelope, t_s, key)
+            self._burn(frame, (x, y, scale * moment.envelope), t_s, key)
             haze = min(moment.tau / 10.0, 1.0) * min((1.0 - moment.part) / 0.1, 1.0)
             grown = 0.4 + 0.6 * haze
             tone = 50.0 + 110.0 * self._brightness(t_s)
-            self._effects.smoke(frame, x, y - scale * moment.envelope, 4.5 * scale * grown, 5.5 * scale * grown, t_s, haze, tone)
+            plume = Spot(x, y - scale * moment.envelope, 4.5 * scale * grown, 5.5 * scale * grown)
+            self._effects.smoke(frame, plume, t_s, density=haze, tone=tone)
         elif label == "explosion":
             x, y, scale = self._hearth(moment)
             ball = 3.6 * scale * min(moment.tau / 0.25, 1.0) * math.exp(-max(moment.tau - 0.5, 0.0) / 2.2)
-            self._effects.flames(frame, x, y + 0.2 * ball, 1.5 * ball, 1.4 * ball, t_s, key % 64)
-            self._effects.flames(frame, x - 0.3 * ball, y, ball, ball, t_s, key % 61)
+            self._effects.flames(frame, Spot(x, y + 0.2 * ball, 1.5 * ball, 1.4 * ball), t_s, key % 64)
+            self._effects.flames(frame, Spot(x - 0.3 * ball, y, ball, ball), t_s, key % 61)
             size = scale * (2.0 + 5.0 * (1.0 - math.exp(-moment.tau / 1.2)))
             density = 1.3 * math.exp(-moment.tau / 7.0) * min((1.0 - moment.part) / 0.2, 1.0)
             tone = 40.0 + 90.0 * self._brightness(t_s)
-            self._effects.smoke(frame, x, y + 0.3 * scale, 1.5 * size, size, t_s, density, tone)
+            self._effects.smoke(frame, Spot(x, y + 0.3 * scale, 1.5 * size, size), t_s, density=density, tone=tone)
         elif label == "warm_lamp":
             x, y = self._view.pixel(between(-3.0, 3.0, key, "x"), 1.6, between(10.0, 15.0, key, "z"))
             radius = round(self._view.width * 0.012)
@@ -295,12 +310,16 @@ class Picture:
         elif label == "gunshot":
             x, y = self._view.pixel(*self._muzzle(moment))
             if any(0.0 <= t_s - at_s < 0.09 for at_s in shots(self._seed, moment.episode)):
-                cv2.circle(frame, (round(x), round(y)), max(self._view.width // 50, 2), (255, 244, 200), -1, cv2.LINE_AA)
+                cv2.circle(
+                    frame, (round(x), round(y)), max(self._view.width // 50, 2), (255, 244, 200), -1, cv2.LINE_AA
+                )
 
-    def _burn(self, frame: U8, x: float, y: float, size: float, t_s: float, key: int) -> None:
+    def _burn(self, frame: U8, hearth: tuple[float, float, float], t_s: float, key: int) -> None:
+        x, y, size = hearth
         breath = 1.0 + 0.13 * erratic(key, t_s, 7.0)
         for offset, wide, tall, n in ((-0.5, 0.9, 0.9, 5), (0.45, 1.0, 1.1, 23), (0.0, 1.5, 1.7, 41)):
-            self._effects.flames(frame, x + offset * size, y, wide * size, tall * size * breath, t_s, n + key % 50)
+            spot = Spot(x + offset * size, y, wide * size, tall * size * breath)
+            self._effects.flames(frame, spot, t_s, n + key % 50)
 
     # Lens and sensor ---------------------------------------------------------------------------------------------
 
@@ -314,7 +333,9 @@ class Picture:
         return float((0.85 / max(level, 0.08)) ** 0.45 * (1.0 + 0.03 * drift(t_s, 9.0, self._seed, "exposure")))
 
     def _camera(self, frame: U8, t_s: float, gain: float, now: list[_Now]) -> U8:
-        shake = sum(6.0 * math.exp(-m.tau / 0.7) for m in now if m.episode.label == "explosion") * self._view.width / 320
+        shake = (
+            sum(6.0 * math.exp(-m.tau / 0.7) for m in now if m.episode.label == "explosion") * self._view.width / 320
+        )
         if shake > 0.2:
             dx, dy = (shake * erratic(self._seed + n, t_s, 14.0) for n in (1, 2))
             move = np.array([[1, 0, dx], [0, 1, dy]], dtype=np.float32)
@@ -337,7 +358,7 @@ def _tone_table(seed: int) -> U8:
     cast = np.array([between(0.96, 1.04, seed, "cast", n) for n in range(3)])
     bent = steps ** between(0.85, 1.05, seed, "gamma")
     curve = bent + between(0.1, 0.35, seed, "contrast") * (bent * bent * (3.0 - 2.0 * bent) - bent)
-    return np.clip(255.0 * curve * cast, 0, 255).astype(np.uint8).reshape(1, 256, 3)
+    return np.asarray(np.clip(255.0 * curve * cast, 0, 255), dtype=np.uint8).reshape(1, 256, 3)
 
 
 def _grain_tiles(seed: int, width: int, height: int) -> list[U8]:

@@ -14,6 +14,8 @@ from edge_agent.simulate.view import Spot, View, shade
 
 Draw = np.random.Generator
 Colour = tuple[float, float, float]
+#: A wall across the view: its left and right end, its top, its distance (m).
+Face = tuple[float, float, float, float]
 _FAR_M = 19.0
 #: A pillar or lamp post by place: half its width (m), its top (m), its colour.
 _POSTS: dict[str, tuple[float, float, Colour]] = {
@@ -51,12 +53,16 @@ def paint(life: Life, view: View) -> Scenery:
     large = view.doubled()
     canvas = np.zeros((large.height, large.width, 3), dtype=np.uint8)
     post = (float(draw.uniform(-4.6, -3.2)), float(draw.uniform(10.0, 12.0)))
-    lamps = {"hall": _hall, "warehouse": _warehouse, "yard": _yard, "street": _street}[life.place](canvas, large, draw)
+    lamps = {"hall": _hall, "warehouse": _warehouse, "yard": _yard, "street": _street}[life.place](
+        canvas, large, draw
+    )
     if life.outdoor:
         lamps.append((post[0], 4.6, post[1]))
     _mark_forbidden(canvas, large, draw)
     surface = np.asarray(cv2.resize(canvas, (view.width, view.height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return Scenery(surface, _day_map(life, view, draw), _lamp_map(view, lamps, life.outdoor), _occluders(life, view, draw, post))
+    return Scenery(
+        surface, _day_map(life, view, draw), _lamp_map(view, lamps, life.outdoor), _occluders(life, view, draw, post)
+    )
 
 
 def _muted(draw: Draw, low: float, high: float) -> Colour:
@@ -71,7 +77,8 @@ def grain(draw: Draw, rows: int, cols: int, colour: Colour, contrast: float) -> 
     field = np.zeros((rows, cols), dtype=np.float32)
     for size, weight in ((4, 0.5), (12, 0.35), (48, 0.3), (rows, 0.35)):
         small = draw.standard_normal((min(size, rows), min(size * cols // rows + 1, cols))).astype(np.float32)
-        field += weight * np.asarray(cv2.resize(small, (cols, rows), interpolation=cv2.INTER_CUBIC))
+        large = np.asarray(cv2.resize(small, (cols, rows), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+        field += np.float32(weight) * large
     tones = np.asarray(colour, dtype=np.float32) * (1.0 + contrast * field[..., None])
     return np.asarray(np.clip(tones, 0, 255), dtype=np.uint8)
 
@@ -80,7 +87,8 @@ def _ground(canvas: U8, view: View, texture: U8) -> None:
     view.hang(canvas, texture, [(-14.0, 0.0, 24.0), (14.0, 0.0, 24.0), (14.0, 0.0, 4.0), (-14.0, 0.0, 4.0)])
 
 
-def _wall(canvas: U8, view: View, texture: U8, left: float, right: float, top: float, z: float) -> None:
+def _wall(canvas: U8, view: View, texture: U8, face: Face) -> None:
+    left, right, top, z = face
     view.hang(canvas, texture, [(left, top, z), (right, top, z), (right, 0.0, z), (left, 0.0, z)])
 
 
@@ -98,7 +106,9 @@ def _sky(canvas: U8, view: View, draw: Draw) -> None:
     steps = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None]
     top, low = np.array([120, 165, 225], np.float32), np.array([215, 225, 235], np.float32)
     clouds = grain(draw, 64, 256, (128, 128, 128), 0.35)[..., :1].astype(np.float32) - 128
-    clouds = np.asarray(cv2.resize(cv2.GaussianBlur(clouds, (9, 5), 0), (view.width, rows)))[..., None]
+    clouds = np.asarray(cv2.resize(cv2.GaussianBlur(clouds, (9, 5), 0), (view.width, rows)), dtype=np.float32)[
+        ..., None
+    ]
     canvas[:rows] = np.clip(top + (low - top) * steps + np.maximum(clouds, -20), 0, 255).astype(np.uint8)
 
 
@@ -118,8 +128,12 @@ def _vivid(draw: Draw) -> Colour:
 def _hall(canvas: U8, view: View, draw: Draw) -> list[Spot]:
     warm = draw.uniform(0.88, 1.0)
     canvas[:] = (205, 205 * warm, 195 * warm)
-    _wall(canvas, view, grain(draw, 128, 512, (196, 192 * warm, 176 * warm), 0.04), -12, 12, 4.4, _FAR_M)
-    view.hang(canvas, grain(draw, 64, 512, (120, 112, 104), 0.06), [(-12, 0.9, 19), (12, 0.9, 19), (12, 0, 19), (-12, 0, 19)])
+    _wall(canvas, view, grain(draw, 128, 512, (196, 192 * warm, 176 * warm), 0.04), (-12, 12, 4.4, _FAR_M))
+    view.hang(
+        canvas,
+        grain(draw, 64, 512, (120, 112, 104), 0.06),
+        [(-12, 0.9, 19), (12, 0.9, 19), (12, 0, 19), (-12, 0, 19)],
+    )
     floor = _tiled(grain(draw, 640, 896, _muted(draw, 110, 160), 0.06), 32, 0.72)
     _ground(canvas, view, floor)
     for x in draw.permutation([-8.5, -5.4, -2.2, 1.0, 4.2, 7.0])[:4]:
@@ -132,7 +146,7 @@ def _hall(canvas: U8, view: View, draw: Draw) -> list[Spot]:
         else:
             _panel(canvas, view, _vivid(draw), (x, x + 1.1, 1.3, 2.2), _FAR_M)
     bench = grain(draw, 64, 128, (118, 82, 54), 0.1)
-    view.block(canvas, bench, -8.2, -5.8, 17.2, 18.4, 0.8)
+    view.block(canvas, bench, (-8.2, -5.8), (17.2, 18.4), 0.8)
     lamps = [(x, 4.3, z) for x in (-3.6, 0.0, 3.6) for z in (9.0, 12.5, 16.5)]
     for x, y, z in lamps:
         quad = [view.pixel(x + dx, y, z + dz) for dx, dz in ((-0.6, 0.5), (0.6, 0.5), (0.6, -0.5), (-0.6, -0.5))]
@@ -144,7 +158,7 @@ def _warehouse(canvas: U8, view: View, draw: Draw) -> list[Spot]:
     canvas[:] = (92, 96, 100)
     sheet = grain(draw, 256, 768, _muted(draw, 110, 150), 0.05)
     sheet[:, ::6] = shade(sheet[:, ::6], 0.78)
-    _wall(canvas, view, sheet, -14, 14, 7.0, _FAR_M + 1)
+    _wall(canvas, view, sheet, (-14, 14, 7.0, _FAR_M + 1))
     _panel(canvas, view, (148, 152, 156), (-2.0, 2.2, 0.0, 3.6), _FAR_M + 1)
     floor = grain(draw, 640, 896, _muted(draw, 100, 135), 0.09)
     for column in (300, 306, 560, 566):
@@ -158,14 +172,21 @@ def _warehouse(canvas: U8, view: View, draw: Draw) -> list[Spot]:
                 if draw.random() < 0.25:
                     box = grain(draw, 48, 64, _vivid(draw), 0.05)
                 base = 1.6 * level
-                corners = [(x, base + 1.35, 18.6), (x + 1.9, base + 1.35, 18.6), (x + 1.9, base, 18.6), (x, base, 18.6)]
+                corners = [
+                    (x, base + 1.35, 18.6),
+                    (x + 1.9, base + 1.35, 18.6),
+                    (x + 1.9, base, 18.6),
+                    (x, base, 18.6),
+                ]
                 view.hang(canvas, box, corners)
             _panel(canvas, view, (200, 92, 30), (x - 0.2, x + 2.2, 1.6 * level + 1.4, 1.6 * level + 1.52), 18.5)
         _panel(canvas, view, (40, 70, 130), (x - 0.3, x - 0.15, 0.0, 4.9), 18.5)
     lamps = [(x, 6.4, z) for x in (-4.0, 4.0) for z in (10.0, 15.0, 19.0)]
     for spot in lamps:
         x, y = view.pixel(*spot)
-        cv2.ellipse(canvas, (round(x), round(y)), (round(0.4 * view.scale(spot[2])), 5), 0, 0, 360, (250, 250, 240), -1)
+        cv2.ellipse(
+            canvas, (round(x), round(y)), (round(0.4 * view.scale(spot[2])), 5), 0, 0, 360, (250, 250, 240), -1
+        )
     return lamps
 
 
@@ -177,7 +198,8 @@ def _brick(draw: Draw, rows: int, cols: int, colour: Colour) -> U8:
     return wall
 
 
-def _windows(canvas: U8, view: View, draw: Draw, left: float, right: float, top: float, z: float) -> None:
+def _windows(canvas: U8, view: View, draw: Draw, face: Face) -> None:
+    left, right, top, z = face
     for y in np.arange(1.2, top - 1.4, 2.6):
         for x in np.arange(left + 0.8, right - 1.4, 2.4):
             tone = draw.uniform(0.5, 1.1)
@@ -190,8 +212,8 @@ def _yard(canvas: U8, view: View, draw: Draw) -> list[Spot]:
     _trees(canvas, view, draw, 26.0)
     colour = ((150, 92, 72), (176, 164, 140), (122, 128, 132))[int(draw.integers(0, 3))]
     edge = float(draw.uniform(-1.0, 3.0))
-    _wall(canvas, view, _brick(draw, 256, 640, colour), -14, edge, 4.6, 23)
-    _windows(canvas, view, draw, -13.5, edge - 3, 4.6, 23)
+    _wall(canvas, view, _brick(draw, 256, 640, colour), (-14, edge, 4.6, 23))
+    _windows(canvas, view, draw, (-13.5, edge - 3, 4.6, 23))
     _panel(canvas, view, (72, 82, 76), (edge - 2.6, edge - 1.2, 0.0, 2.2), 23)
     _ground(canvas, view, grain(draw, 640, 896, _muted(draw, 100, 140), 0.13))
     for x in np.arange(edge, 14, 0.28):
@@ -221,8 +243,8 @@ def _street(canvas: U8, view: View, draw: Draw) -> list[Spot]:
     left = -15.0
     while left < 15:
         wide, tall = draw.uniform(4.5, 7.5), draw.uniform(4.8, 8.5)
-        _wall(canvas, view, _brick(draw, 192, 192, _muted(draw, 100, 185)), left, left + wide, tall, 24)
-        _windows(canvas, view, draw, left, left + wide, tall, 24)
+        _wall(canvas, view, _brick(draw, 192, 192, _muted(draw, 100, 185)), (left, left + wide, tall, 24))
+        _windows(canvas, view, draw, (left, left + wide, tall, 24))
         _panel(canvas, view, _vivid(draw), (left + wide / 2, left + wide / 2 + 1.1, 0.0, 2.1), 24)
         left += wide
     paving = _tiled(grain(draw, 640, 896, _muted(draw, 125, 160), 0.08), 22, 0.82)
@@ -242,7 +264,7 @@ def _mark_forbidden(canvas: U8, view: View, draw: Draw) -> None:
     x0, x1, z0, z1 = FORBIDDEN_M
     corners = [(x0, z0), (x0, z1), (x1 + 1.6, z1)]
     wear = draw.uniform(0.5, 0.9)
-    for (ax, az), (bx, bz) in zip(corners, corners[1:], strict=False):
+    for (ax, az), (bx, bz) in (corners[:2], corners[1:]):
         count = 22
         for n in range(count):
             tone = (226 * wear, 186 * wear, 40 * wear) if n % 2 else (40.0, 40.0, 40.0)
@@ -293,8 +315,7 @@ def _lamp_map(view: View, lamps: list[Spot], outdoor: bool) -> F32:
 
 
 def _occluders(life: Life, view: View, draw: Draw, post: tuple[float, float]) -> tuple[Occluder, ...]:
-    half, top, colour = _POSTS[life.place]
-    found = [_post(view, draw, *post, half, top, colour)]
+    found = [_post(view, draw, post, _POSTS[life.place])]
     if life.place == "yard":
         crate = grain(draw, 64, 128, _vivid(draw), 0.08)
         crate[:, ::5] = shade(crate[:, ::5], 0.8)
@@ -309,8 +330,8 @@ def _crate(view: View, front: U8, across: tuple[float, float], away: tuple[float
     large = view.doubled()
     size = (view.width, view.height)
     painted, covered = (np.zeros((large.height, large.width, 3), dtype=np.uint8) for _ in range(2))
-    large.block(painted, front, *across, *away, top)
-    large.block(covered, np.full_like(front, 255), *across, *away, top)
+    large.block(painted, front, across, away, top)
+    large.block(covered, np.full_like(front, 255), across, away, top)
     pixels = np.asarray(cv2.resize(painted, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     mask = (np.asarray(cv2.resize(covered, size, interpolation=cv2.INTER_AREA))[..., :1] > 60).astype(np.uint8)
     rows, cols = np.nonzero(mask[..., 0])
@@ -321,7 +342,8 @@ def _crate(view: View, front: U8, across: tuple[float, float], away: tuple[float
     return Occluder(away[0], first, left, pixels[cut].copy(), mask[cut].copy())
 
 
-def _post(view: View, draw: Draw, x: float, z: float, half: float, top: float, colour: Colour) -> Occluder:
+def _post(view: View, draw: Draw, place: tuple[float, float], make: tuple[float, float, Colour]) -> Occluder:
+    (x, z), (half, top, colour) = place, make
     (x0, y0), (x1, y1) = view.pixel(x - half, top, z), view.pixel(x + half, 0.0, z)
     first, last = max(int(y0), 0), min(int(y1) + 1, view.height)
     left, right = max(int(x0), 0), max(min(int(x1) + 1, view.width), int(x0) + 2)

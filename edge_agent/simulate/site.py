@@ -23,6 +23,7 @@ class Site:
         self,
         seed: int,
         episodes: Iterable[Episode] = (),
+        *,
         width: int = 320,
         height: int = 240,
         fps: float = 10,
@@ -53,6 +54,6 @@ class Site:
         return self._sound.sound(start_sample, n)
 
     def readings(self, t_s: float) -> tuple[Reading, ...]:
-        """The sensors' values at `t_s`: temperature °C, humidity %, smoke ppm, co2 ppm, light lx, vibration m/s² (peak
-        of the last second), door 0/1. They change once a second; a sensor that has dropped out is left out."""
+        """The sensors' values at `t_s`: temperature °C, humidity %, smoke ppm, co2 ppm, light lx, vibration m/s²
+        (peak of the last second), door 0/1. They change once a second; a sensor that has dropped out is left out."""
         return self._air.readings(t_s)

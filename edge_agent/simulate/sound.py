@@ -14,7 +14,7 @@ import numpy as np
 from edge_agent.core.records import F32, I16
 from edge_agent.simulate import tones
 from edge_agent.simulate.chance import Cache, between, drift, generator, mix, unit
-from edge_agent.simulate.episodes import Episode, active
+from edge_agent.simulate.episodes import Episode, Script
 from edge_agent.simulate.life import STRIDE_M, Life
 
 _LONGEST_CLIP_S = 7.0
@@ -44,6 +44,8 @@ _CLIPS: dict[str, tuple[Callable[[np.random.Generator, int], F32], int]] = {
     "voice": (lambda draw, rate_hz: tones.voice(draw, rate_hz, shouting=False), 12),
     "shout": (lambda draw, rate_hz: tones.voice(draw, rate_hz, shouting=True), 8),
 }
+#: Labels that are one clip: which, how late (s), its gain.
+_ONCE = {"explosion": ("explosion", 0.0, 1.0), "glass_break": ("glass", 0.2, 1.0), "door_slam": ("door", 0.0, 1.6)}
 _DRY = ("pop", "footstep")
 
 
@@ -55,7 +57,7 @@ class Sound:
         self._seed = life.seed
         self._rate = rate_hz
         self._block = rate_hz // 2
-        self._episodes = tuple(episode for episode in episodes if "audio" in episode.modalities)
+        self._script = Script(episodes, "audio")
         self._room = tones.room(generator(life.seed, "room"), rate_hz, life.outdoor)
         self._blocks: Cache[I16] = Cache(6)
         self._loops: Cache[F32] = Cache(8)
@@ -66,14 +68,16 @@ class Sound:
         first, last = start_sample // self._block, (start_sample + max(n, 1) - 1) // self._block
         blocks = [self._blocks.get(i, lambda i=i: self._mix(i)) for i in range(first, last + 1)]  # type: ignore[misc]
         offset = start_sample - first * self._block
-        return np.concatenate(blocks)[offset : offset + n] if len(blocks) > 1 else blocks[0][offset : offset + n].copy()
+        return (
+            np.concatenate(blocks)[offset : offset + n] if len(blocks) > 1 else blocks[0][offset : offset + n].copy()
+        )
 
     def _mix(self, index: int) -> I16:
         start_s, end_s = index * self._block / self._rate, (index + 1) * self._block / self._rate
         out = self._ambience(index, start_s, end_s)
         for heard in self._heard(start_s - _LONGEST_CLIP_S, end_s):
             self._add(out, index * self._block, heard)
-        for episode in active(self._episodes, "audio", start_s, end_s):
+        for episode in self._script.overlapping(start_s, end_s):
             self._add_tone(out, index, episode)
         return np.asarray(_LOUDEST * np.tanh(out / _LOUDEST), dtype=np.int16)
 
@@ -96,7 +100,9 @@ class Sound:
         return out
 
     def _gust(self, t_s: float) -> float:
-        return (0.55 + 0.45 * drift(t_s, 3.1, self._seed, "gust")) * (0.6 + 0.4 * drift(t_s, 40.0, self._seed, "blow"))
+        return (0.55 + 0.45 * drift(t_s, 3.1, self._seed, "gust")) * (
+            0.6 + 0.4 * drift(t_s, 40.0, self._seed, "blow")
+        )
 
     def _ramp(self, begin: float, end: float) -> F32:
         return np.linspace(begin, end, self._block, endpoint=False, dtype=np.float32)
@@ -135,7 +141,7 @@ class Sound:
     def _heard(self, start_s: float, end_s: float) -> Iterator[_Heard]:
         """Everything that may still sound, in an order that never changes."""
         yield from self._life_heard(start_s, end_s)
-        for episode in active(self._episodes, "audio", start_s, end_s):
+        for episode in self._script.overlapping(start_s, end_s):
             for heard in self._episode_heard(episode, start_s, end_s):
                 if start_s <= heard.start_s < end_s:
                     yield heard
@@ -160,30 +166,29 @@ class Sound:
         if e.label == "gunshot":
             for at_s in shots(self._seed, e):
                 yield _Heard(at_s, "shot", key, loud)
-        elif e.label == "explosion":
-            yield _Heard(e.start_s, "explosion", key, loud)
-        elif e.label == "glass_break":
-            yield _Heard(e.start_s + 0.2, "glass", key, loud)
+        elif e.label in _ONCE:
+            kind, late_s, gain = _ONCE[e.label]
+            yield _Heard(e.start_s + late_s, kind, key, gain * loud)
         elif e.label == "thunder":
             for n in range(2):
                 yield _Heard(e.start_s + 0.8 + n * 2.2, "thunder", key + n, loud)
-        elif e.label == "door_slam":
-            yield _Heard(e.start_s, "door", key, 1.6 * loud)
         elif e.label == "fight":
-            yield from _paced(e, "shout", key, start_s, end_s, 0.8, 0.75, loud)
-            yield from _paced(e, "thud", key + 1, start_s, end_s, 0.7, 0.6, 0.5 * loud)
+            yield from _paced(e, "shout", key, (start_s, end_s), every_s=0.8, often=0.75, gain=loud)
+            yield from _paced(e, "thud", key + 1, (start_s, end_s), every_s=0.7, often=0.6, gain=0.5 * loud)
         elif e.label == "intrusion":
             for n in range(4):
                 yield _Heard(e.start_s + 0.3 + 0.7 * n, "thud", key + n, 0.8 * loud)
-            yield from _paced(e, "footstep", key, max(start_s, e.start_s + 3.0), end_s, 0.34, 1.0, 3.0 * loud)
+            yield from _paced(
+                e, "footstep", key, (max(start_s, e.start_s + 3.0), end_s), every_s=0.34, often=1.0, gain=3.0 * loud
+            )
         elif e.label == "fire":
             recent_s = end_s - 0.6
             for n in range(3):
-                yield from _paced(e, "pop", key + n, recent_s, end_s, 0.11 + 0.05 * n, 0.8, loud)
+                yield from _paced(e, "pop", key + n, (recent_s, end_s), every_s=0.11 + 0.05 * n, often=0.8, gain=loud)
 
     def _add_tone(self, out: F32, index: int, e: Episode) -> None:
         time = (np.arange(self._block) + index * self._block) / self._rate
-        tau = np.asarray(time - e.start_s, dtype=np.float64)
+        tau = time - e.start_s
         key = mix(self._seed, e.label, round(e.start_s * 1000))
         edge = np.clip(np.minimum(tau, e.end_s - time) / 0.8, 0.0, 1.0).astype(np.float32)
         loud = np.float32(between(0.5, 1.0, key, "loud"))
@@ -210,9 +215,10 @@ def shots(seed: int, episode: Episode) -> list[float]:
 
 
 def _paced(
-    e: Episode, kind: str, key: int, start_s: float, end_s: float, every_s: float, often: float, gain: float
+    e: Episode, kind: str, key: int, window_s: tuple[float, float], *, every_s: float, often: float, gain: float
 ) -> Iterator[_Heard]:
     """Clips about every `every_s`, each left out with 1 − `often`."""
+    start_s, end_s = window_s
     first = max(math.ceil((start_s - e.start_s) / every_s) - 1, 0)
     last = math.floor((min(end_s, e.end_s) - e.start_s) / every_s)
     for n in range(first, last):

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.core.records import F32
 
 Draw = np.random.Generator
+F64 = NDArray[np.float64]
 #: First three formants (Hz) of nine vowels.
 _VOWELS = np.array(
     [
@@ -207,8 +209,8 @@ def voice(draw: Draw, rate_hz: int, shouting: bool) -> F32:
     return np.asarray(level * (np.tanh(3.0 * wave / peak) if shouting else wave / peak), dtype=np.float32)
 
 
-def siren(tau: F32, style: int, swing_hz: float) -> F32:
-    """A siren at `tau` seconds of its life: 500 to 1500 Hz, rising and falling (wail), fast (yelp) or in two tones."""
+def siren(tau: F64, style: int, swing_hz: float) -> F32:
+    """A siren at `tau` seconds of its life: 500 to 1500 Hz, wailing, yelping or in two tones."""
     if style == 2:
         high = np.floor(tau / 0.55) % 2
         phase = 2 * np.pi * np.where(high > 0, 960.0, 640.0) * (tau % 0.55)
@@ -218,14 +220,14 @@ def siren(tau: F32, style: int, swing_hz: float) -> F32:
     return np.asarray(np.sin(phase) + 0.22 * np.sin(3 * phase), dtype=np.float32)
 
 
-def alarm(tau: F32, pitch_hz: float) -> F32:
+def alarm(tau: F64, pitch_hz: float) -> F32:
     """A smoke alarm at `tau` seconds: three beeps of half a second, a pause, again."""
     beat = tau % 4.0
     on = (beat < 3.0) & (beat % 1.0 < 0.5)
     return np.asarray(on * np.sin(2 * np.pi * pitch_hz * tau), dtype=np.float32)
 
 
-def _soft(wave: np.ndarray, width: int) -> np.ndarray:
+def _soft(wave: F64, width: int) -> F64:
     """A moving mean: the cheapest low-pass there is."""
     total = np.cumsum(np.concatenate((np.zeros(width), wave)))
-    return (total[width:] - total[:-width]) / math.sqrt(width)
+    return np.asarray((total[width:] - total[:-width]) / math.sqrt(width))

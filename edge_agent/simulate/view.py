@@ -50,8 +50,11 @@ class View:
         size = (self.width, self.height)
         cv2.warpPerspective(texture, matrix, size, dst=canvas, borderMode=cv2.BORDER_TRANSPARENT)
 
-    def block(self, canvas: U8, front: U8, left: float, right: float, z0: float, z1: float, top: float) -> None:
+    def block(
+        self, canvas: U8, front: U8, across: tuple[float, float], away: tuple[float, float], top: float
+    ) -> None:
         """Paint a box that stands on the ground: its front as given, its side and lid in shades of it."""
+        (left, right), (z0, z1) = across, away
         if left > 0:
             corners = [(left, top, z1), (left, top, z0), (left, 0.0, z0), (left, 0.0, z1)]
             self.hang(canvas, shade(front, 0.6), corners)
