@@ -33,8 +33,8 @@ class Effects:
         self._soft = _periodic(draw, 3.2)
         v, u = np.mgrid[1 : 0 : _ROWS * 1j, -1 : 1 : _COLS * 1j].astype(np.float32)
         self._u, self._v = u, v
-        y, x = np.mgrid[0 : height // 2, 0 : width // 2].astype(np.float32)
-        self._x, self._y = x, y
+        self._x = np.arange(width // 2, dtype=np.float32)[None, :]
+        self._y = np.arange(height // 2, dtype=np.float32)[:, None]
 
     def flames(self, frame: U8, spot: Spot, t_s: float, key: int) -> None:
         """Paint flames; they lick upwards and flicker at some hertz."""
@@ -64,13 +64,20 @@ class Effects:
 
     def dim(self, light: F32, x: float, y: float, radius: float, share: float) -> None:
         """Take up to `share` of the light away around pixel (x, y)."""
-        distance = ((self._x - x / 2) ** 2 + ((self._y - y / 2) * 1.3) ** 2) * np.float32(4.0 / (radius * radius))
-        light *= 1.0 - np.float32(share) / (1.0 + distance * distance)[..., None]
+        distance = self._distance(x, y, radius)
+        light *= (1.0 - np.float32(share) / (1.0 + distance * distance))[..., None]
 
     def glow(self, light: F32, x: float, y: float, radius: float, colour: tuple[float, float, float]) -> None:
         """Add light around pixel (x, y) to a light map of half the picture's size."""
-        distance = ((self._x - x / 2) ** 2 + ((self._y - y / 2) * 1.3) ** 2) * np.float32(4.0 / (radius * radius))
-        light += (1.0 / (1.0 + distance))[..., None] * np.array(colour, dtype=np.float32)
+        share = 1.0 / (1.0 + self._distance(x, y, radius))
+        for channel, gain in enumerate(colour):
+            light[..., channel] += share * np.float32(gain)
+
+    def _distance(self, x: float, y: float, radius: float) -> F32:
+        """Squared distance from pixel (x, y) in radii, for every cell of the light map."""
+        per_radius = np.float32(2.0 / radius)
+        across = ((self._x - np.float32(x / 2)) * per_radius) ** 2
+        return np.asarray(across + ((self._y - np.float32(y / 2)) * (per_radius * np.float32(1.3))) ** 2)
 
     def _window(self, field: F32, t_s: float, speed: float, key: int) -> F32:
         """A part of the noise field that scrolls: what was below is above a moment later."""

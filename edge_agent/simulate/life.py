@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar
 
 from edge_agent.simulate.chance import Cache, between, drift, mix, unit
@@ -94,24 +95,27 @@ class Life:
     seed: int
     _cells: Cache[tuple[object, ...]] = field(default_factory=lambda: Cache(64), compare=False)
 
-    @property
+    @cached_property
     def place(self) -> Place:
         return PLACES[mix(self.seed, "place") % len(PLACES)]
 
-    @property
+    @cached_property
     def outdoor(self) -> bool:
         return self.place in ("yard", "street")
 
-    @property
+    @cached_property
     def busy(self) -> float:
         """People per cell, 0.2 to 1.3."""
         return between(0.2, 1.3, self.seed, "busy")
 
+    @cached_property
+    def _starts(self) -> float:
+        at_night = unit(self.seed, "night") < 0.34
+        return between(20.5, 28.5, self.seed, "hour") if at_night else between(6.5, 19.0, self.seed, "hour")
+
     def hour(self, t_s: float) -> float:
         """Time of day. Sites start between 0 and 24 h; every third one at night."""
-        start = between(20.5, 28.5, self.seed, "hour") if unit(self.seed, "night") < 0.34 else None
-        start = between(6.5, 19.0, self.seed, "hour") if start is None else start
-        return (start + t_s / 3600.0) % 24.0
+        return (self._starts + t_s / 3600.0) % 24.0
 
     def daylight(self, t_s: float) -> float:
         """0 (night) to 1 (noon), clouds included."""

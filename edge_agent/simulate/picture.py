@@ -57,7 +57,8 @@ class Picture:
         self._scenery: Scenery = paint(life, self._view)
         self._effects = Effects(life.seed, width, height)
         self._tiles = _grain_tiles(life.seed, width, height)
-        self._table = _tone_table(life.seed)
+        self._contrast = between(1.04, 1.2, life.seed, "contrast")
+        self._tint = np.array([between(0.96, 1.04, life.seed, "cast", n) for n in range(3)], dtype=np.float32)
 
     @property
     def forbidden(self) -> tuple[tuple[float, float], ...]:
@@ -70,11 +71,11 @@ class Picture:
         t_s = round(t_s * 1000) / 1000
         now = [self._now(e, t_s) for e in self._script.overlapping(t_s, t_s + 0.001)]
         gain = self._exposure(t_s)
-        light = self._light(t_s, now) * np.float32(gain)
+        light = self._light(t_s, now) * (np.float32(gain) * self._tint)
         surface = self._scenery.surface.copy()
         self._populate(surface, light, t_s, now)
         size = (self._view.width, self._view.height)
-        gains = np.asarray(cv2.resize(np.minimum(light * _LIGHT, 255.0), size), dtype=np.uint8)
+        gains = np.asarray(cv2.resize(cv2.convertScaleAbs(light, alpha=_LIGHT), size), dtype=np.uint8)
         frame = np.asarray(cv2.multiply(surface, gains, scale=1.0 / _LIGHT), dtype=np.uint8)
         for moment in now:
             self._overlay(frame, moment, t_s)
@@ -170,9 +171,13 @@ class Picture:
             else:
                 rows, cols = thing.pixels.shape[:2]
                 part = surface[thing.top : thing.top + rows, thing.left : thing.left + cols]
-                np.copyto(part, thing.pixels, where=thing.mask.astype(bool))
-        if people or rides:
-            light *= 1.0 - np.asarray(cv2.GaussianBlur(shadow, (5, 5), 0))[..., None] * np.float32(0.5 / 255.0)
+                np.copyto(part, thing.pixels, where=thing.mask)
+        left, top, cols, rows = cv2.boundingRect(shadow)
+        if cols:
+            cut = (slice(max(top - 3, 0), top + rows + 3), slice(max(left - 3, 0), left + cols + 3))
+            light[cut] *= 1.0 - np.asarray(cv2.GaussianBlur(shadow[cut], (5, 5), 0))[..., None] * np.float32(
+                0.5 / 255
+            )
 
     def _cast(self, shadow: U8, x: float, z: float, half_m: float) -> None:
         slant = between(-0.9, 0.9, self._seed, "sun")
@@ -341,7 +346,7 @@ class Picture:
             move = np.array([[1, 0, dx], [0, 1, dy]], dtype=np.float32)
             size = (self._view.width, self._view.height)
             frame = np.asarray(cv2.warpAffine(frame, move, size, borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8)
-        frame = np.asarray(cv2.LUT(np.asarray(cv2.blur(frame, (2, 2))), self._table), dtype=np.uint8)
+        frame = np.asarray(cv2.GaussianBlur(frame, (3, 3), 0.55), dtype=np.uint8)
         if self._mirrored:
             frame = np.asarray(cv2.flip(frame, 1), dtype=np.uint8)
         key = mix(self._seed, "grain", round(t_s * 1000))
@@ -349,16 +354,8 @@ class Picture:
         top, left = 8 * (key >> 8 & 7), 8 * (key >> 16 & 7)
         cut = tile[top : top + self._view.height, left : left + self._view.width]
         strength = 0.3 + 0.35 * min(gain, 2.6)
-        return np.asarray(cv2.addWeighted(frame, 1.0, cut, strength, -128.0 * strength), dtype=np.uint8)
-
-
-def _tone_table(seed: int) -> U8:
-    """How the camera maps brightness: an S of its own, and a slight cast."""
-    steps = np.arange(256, dtype=np.float64)[:, None] / 255.0
-    cast = np.array([between(0.96, 1.04, seed, "cast", n) for n in range(3)])
-    bent = steps ** between(0.85, 1.05, seed, "gamma")
-    curve = bent + between(0.1, 0.35, seed, "contrast") * (bent * bent * (3.0 - 2.0 * bent) - bent)
-    return np.asarray(np.clip(255.0 * curve * cast, 0, 255), dtype=np.uint8).reshape(1, 256, 3)
+        offset = -128.0 * strength - 90.0 * (self._contrast - 1.0)
+        return np.asarray(cv2.addWeighted(frame, self._contrast, cut, strength, offset), dtype=np.uint8)
 
 
 def _grain_tiles(seed: int, width: int, height: int) -> list[U8]:

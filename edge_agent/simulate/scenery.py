@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.core.records import F32, U8
 from edge_agent.simulate.chance import generator
@@ -34,7 +35,7 @@ class Occluder:
     top: int
     left: int
     pixels: U8
-    mask: U8
+    mask: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +334,7 @@ def _crate(view: View, front: U8, across: tuple[float, float], away: tuple[float
     large.block(painted, front, across, away, top)
     large.block(covered, np.full_like(front, 255), across, away, top)
     pixels = np.asarray(cv2.resize(painted, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    mask = (np.asarray(cv2.resize(covered, size, interpolation=cv2.INTER_AREA))[..., :1] > 60).astype(np.uint8)
+    mask = np.asarray(cv2.resize(covered, size, interpolation=cv2.INTER_AREA))[..., :1] > 60
     rows, cols = np.nonzero(mask[..., 0])
     if not len(rows):  # a narrow view may leave the box outside
         return Occluder(away[0], 0, 0, pixels[:1, :1], mask[:1, :1])
@@ -351,4 +352,4 @@ def _post(view: View, draw: Draw, place: tuple[float, float], make: tuple[float,
     pixels = grain(draw, rows, cols, colour, 0.06)
     round_off = (0.7 + 0.45 * np.sin(np.linspace(0.25, np.pi - 0.1, cols)))[None, :, None]
     pixels = np.clip(pixels * round_off, 0, 255).astype(np.uint8)
-    return Occluder(z, first, left, pixels, np.full((rows, cols, 1), 1, dtype=np.uint8))
+    return Occluder(z, first, left, pixels, np.ones((rows, cols, 1), dtype=np.bool_))
