@@ -35,6 +35,22 @@ _log = logging.getLogger(__name__)
 
 #: Eviction order, lowest first. Gaps stand above `critical`: they are folded, never evicted.
 LEVELS: tuple[Priority, ...] = ("bulk", "normal", "critical")
+#: What `Outbox.counters` counts.
+COUNTERS = (
+    "accepted",
+    "acknowledged",
+    "evicted",
+    "gaps",
+    "quarantined",
+    "turned_away",
+    "damaged",
+    "disk_full",
+    "commits",
+    "acks_foreign",
+    "acks_refused",
+    "uploads_given_up",
+    "uploads_dropped",
+)
 _CRITICAL = 2
 _GAP = 3
 _MAX_RUNS = 1000  #: runs of seq in one Gap: about 20 kB, far from the wire's limit
@@ -152,11 +168,11 @@ class Outbox:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Totals since the outbox was opened (accepted, acknowledged, evicted, gaps, quarantined, damaged,
-        turned_away, uploads_given_up, uploads_dropped, acks_refused, acks_foreign, disk_full, commits) and present
-        sizes (rows, bytes, ceiling, open_events, uploads)."""
+        """Totals since the outbox was opened (`COUNTERS`) and present sizes (rows, bytes, ceiling in bytes,
+        open_events, uploads)."""
         store = self._store
-        return {**(self._counts + store.tally.counts), **store.tally.sizes(), "ceiling": store.ceiling}
+        totals = self._counts + store.tally.counts
+        return {**{name: totals[name] for name in COUNTERS}, **store.tally.sizes(), "ceiling": store.ceiling}
 
     def put(self, event: Event) -> Message:
         """Accept one message of an event; it is on disk when this returns.
@@ -432,18 +448,19 @@ class _Store:
     """The tables and their rules. Knows nothing of threads or full disks; sqlite3's errors come out as they are."""
 
     def __init__(self, path: Path, connect: Connect, envelope: _Envelope, limit: int) -> None:
+        self._open: Callable[[], sqlite3.Connection] = lambda: connect(path)
         self._envelope = envelope
         self._limit = limit
         self.ceiling = limit  #: lower than the limit while the disk is full
         with contextlib.ExitStack() as undo:
-            self._db = connect(path)
+            self._db = self._open()
             undo.callback(self._db.close)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute(f"PRAGMA journal_size_limit = {4 << 20}")
             self._prepare(path)
-            self.verify()
-            self.reader = connect(path)
+            _verify(self._db)
+            self.reader = self._open()
             undo.callback(self.reader.close)
             self.reader.execute("PRAGMA query_only = ON")
             self.stream: str = self._db.execute("SELECT stream FROM state").fetchone()[0]
@@ -461,10 +478,9 @@ class _Store:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def verify(self) -> None:
-        """sqlite3.DatabaseError if the file is damaged; reads all of it."""
-        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(f"quick_check: {verdict}")
+        """sqlite3.DatabaseError if the file is damaged. Reads all of it, past the caches of the open connections."""
+        with contextlib.closing(self._open()) as fresh:
+            _verify(fresh)
 
     def run(self, group: Sequence[_Work]) -> None:
         """Do all work in one transaction. Work that raises StorageError is undone alone; sqlite3.Error undoes all."""
@@ -743,6 +759,12 @@ class _Reserve:
             self._path.unlink(missing_ok=True)
             return False
         return True
+
+
+def _verify(database: sqlite3.Connection) -> None:
+    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"quick_check: {verdict}")
 
 
 def _footprint(payload: bytes) -> int:
