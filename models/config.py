@@ -12,7 +12,7 @@ from edge_agent.errors import ConfigError
 CLASSES = ("gunshot", "explosion", "siren", "fire")
 #: What the audio encoder tells apart; `other` is an unnamed anomaly (simulated glass, alarm): it raises the score only.
 SOUNDS = ("casual", "gunshot", "explosion", "siren", "other")
-FAMILY = "tectum-first"
+FAMILY = "tectum-default"
 
 
 @dataclass(frozen=True, slots=True)

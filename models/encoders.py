@@ -17,9 +17,7 @@ from models.config import SOUNDS
 
 def convolution(inside: int, outside: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
     """Convolution and batch norm; folded into one convolution at export."""
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outside)
-    )
+    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outside))
 
 
 class Residual(nn.Module):

@@ -70,6 +70,8 @@ class FusionHead(nn.Module):
         embedding = F.relu(self.fuse(torch.cat([*gated, product], 1)))
         late = (present * gates * F.softplus(own)).sum(1)
         logit = late + self.score(embedding)[:, 0]
-        parts = [layer(h) * present[:, i : i + 1] for i, (layer, h) in enumerate(zip(self.classify, pooled, strict=True))]
+        parts = [
+            layer(h) * present[:, i : i + 1] for i, (layer, h) in enumerate(zip(self.classify, pooled, strict=True))
+        ]
         classes = self.class_bias + parts[0] + parts[1] + parts[2]
         return logit, classes, own, embedding

@@ -1,0 +1,218 @@
+"""Generated pictures: flames over any background, and stills that look warm without burning.
+
+Only one real fire may train what ships, so variety has to be made: palettes, shapes, sizes, smoke, glow,
+night. The stills are the other half of the lesson: sunsets, lamps, autumn leaves, red cars, wooden rooms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.records import F32, U8
+
+Rng = np.random.Generator
+#: Colour of a flame from its cool edge to its core, RGB.
+_PALETTE = np.array(
+    [(60, 8, 0), (150, 30, 2), (215, 70, 8), (250, 125, 20), (255, 180, 50), (255, 225, 120), (255, 252, 225)],
+    np.float32,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Something to lay over a picture at three moments: RGB float (3, h, w, 3) and opacity (3, h, w)."""
+
+    colour: F32
+    alpha: F32
+
+
+def clouds(rng: Rng, height: int, width: int, *, cells: int = 4, octaves: int = 4) -> F32:
+    """Smooth noise in 0..1 with detail at every scale, float32 (height, width)."""
+    total = np.zeros((height, width), np.float32)
+    weight = 0.0
+    for octave in range(octaves):
+        rows = min(cells * 2**octave, height)
+        columns = min(max(cells * 2**octave * width // max(height, 1), 2), width)
+        grid = rng.random((max(rows, 2), columns), np.float32)
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * 0.55**octave
+        weight += 0.55**octave
+    low, high = float(total.min()), float(total.max())
+    return np.asarray((total - low) / max(high - low, 1e-6), np.float32)
+
+
+def flame(rng: Rng, height: int, width: int, moments_s: tuple[float, ...]) -> Layer:
+    """A flame that rises and flickers; equal moments give a still."""
+    fabric = clouds(rng, height * 3, width, cells=int(rng.integers(3, 9)), octaves=4)
+    fine = clouds(rng, height * 3, width, cells=int(rng.integers(8, 20)), octaves=3)
+    outline = _outline(rng, height, width)
+    speed = rng.uniform(0.5, 2.5) * height
+    contrast, brightness = rng.uniform(1.2, 3.0), rng.uniform(0.7, 1.9)
+    tint = np.array([1.0, rng.uniform(0.75, 1.12), rng.uniform(0.6, 1.3)], np.float32)
+    softness = rng.uniform(3.0, 9.0)
+    palette = _PALETTE * tint
+    colours, alphas = [], []
+    for moment in moments_s:
+        shift = int(speed * moment) % height
+        noise = 0.65 * fabric[shift : shift + height] + 0.35 * fine[(2 * shift) % height :][:height]
+        heat = np.clip(
+            outline * brightness + (noise - 0.5) * contrast * np.clip(outline * 2 + 0.2, 0, 1) - 0.12, 0, 1
+        )
+        colours.append(_lookup(palette, heat ** rng.uniform(0.6, 1.1)))
+        alphas.append(np.clip((heat - 0.08) * softness, 0, 1))
+    return Layer(np.stack(colours), np.asarray(np.stack(alphas), np.float32))
+
+
+def _outline(rng: Rng, height: int, width: int) -> F32:
+    """Where the fire may be: one tongue, many tongues, or patches all over."""
+    y = np.linspace(1, 0, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    kind = rng.random()
+    if kind < 0.25:
+        patches = clouds(rng, height, width, cells=int(rng.integers(2, 6)), octaves=3)
+        return np.asarray(np.clip((patches - rng.uniform(0.4, 0.65)) * 4, 0, 1), np.float32)
+    count = 1 if kind < 0.55 else int(rng.integers(2, 9))
+    shape = np.zeros((height, width), np.float32)
+    for _ in range(count):
+        centre, spread = (0.0 if count == 1 else rng.uniform(-0.8, 0.8)), rng.uniform(0.25, 0.7) / count**0.6
+        top = rng.uniform(0.5, 1.0)
+        lean = rng.uniform(-0.4, 0.4)
+        across = (x - centre - lean * y * y) / np.maximum(spread * (1.1 - y / top), 0.03)
+        shape = np.maximum(shape, np.exp(-across * across) * np.clip((top - y) / top * 2, 0, 1))
+    if rng.random() < 0.3:  # nothing burns at the very bottom: a flame floats over what it eats
+        shape *= np.clip(y * rng.uniform(4, 10), 0, 1)
+    return np.asarray(shape, np.float32)
+
+
+def _lookup(palette: F32, heat: F32) -> F32:
+    position = heat * (len(palette) - 1)
+    low = np.minimum(position.astype(np.int32), len(palette) - 2)
+    part = (position - low)[..., None]
+    return np.asarray(np.clip(palette[low] * (1 - part) + palette[low + 1] * part, 0, 255), np.float32)
+
+
+def still(rng: Rng, height: int, width: int) -> U8:
+    """A made-up photograph without fire: uint8 (height, width, 3)."""
+    makers = (_collage, _collage, _landscape, _night, _texture)
+    picture = makers[int(rng.integers(len(makers)))](rng, height, width)
+    grain = rng.normal(0, rng.uniform(0, 6), (height, width, 1)).astype(np.float32)
+    if rng.random() < 0.5:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.5))
+    return np.clip(picture + grain, 0, 255).astype(np.uint8)
+
+
+def colour(rng: Rng, warm: float = 0.3) -> tuple[float, float, float]:
+    """A colour of things; `warm` of them red, orange or yellow."""
+    if rng.random() < warm:
+        hue, saturation = rng.uniform(-10, 35) % 180, rng.uniform(90, 255)
+    else:
+        hue, saturation = rng.uniform(0, 180), rng.uniform(0, 130)
+    pixel = np.array([[[hue, saturation, rng.uniform(20, 255)]]]).astype(np.uint8)
+    red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
+    return float(red), float(green), float(blue)
+
+
+def _gradient(rng: Rng, height: int, width: int, warm: float) -> F32:
+    top, bottom = np.array(colour(rng, warm)), np.array(colour(rng, warm))
+    slope = np.linspace(0, 1, height)[:, None, None]
+    return np.broadcast_to(top * (1 - slope) + bottom * slope, (height, width, 3)).astype(np.float32).copy()
+
+
+def _shape(rng: Rng, picture: F32, ink: tuple[float, float, float], size: float) -> None:
+    height, width = picture.shape[:2]
+    x, y = int(rng.uniform(-0.1, 1.1) * width), int(rng.uniform(-0.1, 1.1) * height)
+    w, h = (int(max(2, size * rng.uniform(0.3, 1.5))) for _ in range(2))
+    kind = rng.random()
+    if kind < 0.5:
+        cv2.rectangle(picture, (x, y), (x + w, y + h), ink, -1)
+    elif kind < 0.8:
+        cv2.ellipse(picture, (x, y), (w, h), float(rng.uniform(0, 180)), 0, 360, ink, -1)
+    else:
+        points = rng.normal(0, size, (int(rng.integers(3, 7)), 2)) + (x, y)
+        cv2.fillPoly(picture, [points.astype(np.int32)], ink)
+
+
+def _collage(rng: Rng, height: int, width: int) -> F32:
+    """Rooms, shelves, crowds: shapes over shapes, larger ones first."""
+    warm = float(rng.choice([0.1, 0.3, 0.7]))
+    picture = _gradient(rng, height, width, warm)
+    for size in np.sort(rng.pareto(1.2, int(rng.integers(15, 90))) * 4 + 3)[::-1]:
+        _shape(rng, picture, colour(rng, warm), min(float(size), 90.0))
+    shade = clouds(rng, height, width, octaves=5)[..., None]
+    picture = picture * (1 - rng.uniform(0, 0.7) * (1 - shade))
+    if rng.random() < 0.4:
+        _lights(rng, picture, int(rng.integers(1, 8)))
+    return np.asarray(picture, np.float32)
+
+
+def _landscape(rng: Rng, height: int, width: int) -> F32:
+    """Sky, ground, skyline; some at sunset with the sun in the picture."""
+    picture = _gradient(rng, height, width, 0.15)
+    horizon = int(height * rng.uniform(0.25, 0.8))
+    if rng.random() < 0.5:
+        red = np.array([rng.uniform(200, 255), rng.uniform(90, 190), rng.uniform(20, 120)])
+        glow = np.exp(-((np.arange(height) - horizon) ** 2) / (2 * (height * rng.uniform(0.08, 0.4)) ** 2))
+        picture += (red - picture) * glow[:, None, None] * rng.uniform(0.5, 1)
+        if rng.random() < 0.6:
+            _lamp(
+                picture,
+                (int(rng.uniform(0, width)), horizon - int(rng.uniform(0, 25))),
+                rng.uniform(3, 14),
+                red,
+                rng.uniform(1, 4),
+            )
+    ground = np.array(colour(rng, 0.2)) * rng.uniform(0.15, 0.9)
+    line = horizon + (clouds(rng, 2, width, octaves=5)[0] - 0.5) * rng.uniform(5, 70)
+    below = (np.arange(height)[:, None] > line)[..., None]
+    texture = clouds(rng, height, width, cells=12, octaves=4)[..., None]
+    return np.asarray(
+        np.where(below, ground * (0.5 + texture), picture * (0.85 + 0.3 * clouds(rng, height, width)[..., None])),
+        np.float32,
+    )
+
+
+def _night(rng: Rng, height: int, width: int) -> F32:
+    picture = _gradient(rng, height, width, 0.2) * rng.uniform(0.02, 0.25)
+    for _ in range(int(rng.integers(0, 12))):
+        _shape(rng, picture, tuple(v * 0.25 for v in colour(rng)), float(rng.uniform(5, 40)))  # type: ignore[arg-type]
+    _lights(rng, picture, int(rng.integers(3, 50)))
+    return np.asarray(picture * (0.6 + 0.6 * clouds(rng, height, width)[..., None]), np.float32)
+
+
+def _texture(rng: Rng, height: int, width: int) -> F32:
+    """Leaves, stone, carpet, flowers: one or two colours at every scale, without a burning core."""
+    first, second = np.array(colour(rng, 0.5)), np.array(colour(rng, 0.5))
+    mix = clouds(rng, height, width, cells=int(rng.integers(2, 20)), octaves=5)[..., None]
+    mix = np.clip((mix - 0.5) * rng.uniform(1, 6) + 0.5, 0, 1)
+    shade = clouds(rng, height, width, cells=int(rng.integers(4, 30)), octaves=4)[..., None]
+    return np.asarray((first * mix + second * (1 - mix)) * (0.4 + 0.8 * shade), np.float32)
+
+
+def _lights(rng: Rng, picture: F32, count: int) -> None:
+    height, width = picture.shape[:2]
+    for _ in range(count):
+        tone = (
+            np.array([255.0, rng.uniform(150, 250), rng.uniform(60, 240)])
+            if rng.random() < 0.7
+            else np.array(colour(rng))
+        )
+        place = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
+        _lamp(picture, place, rng.uniform(0.7, 7), tone, rng.uniform(1.5, 5))
+
+
+def _lamp(picture: F32, place: tuple[int, int], radius: float, tone: NDArray[np.float64], halo: float) -> None:
+    """A round light with a soft halo: bright and warm, but smooth and still."""
+    y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
+    distance = np.sqrt((x - place[0]) ** 2 + (y - place[1]) ** 2)
+    core = np.clip(radius - distance + 0.5, 0, 1)[..., None]
+    glow = np.exp(-np.maximum(distance - radius, 0) / (radius * halo))[..., None] * 0.6
+    picture += (tone - picture) * np.clip(glow, 0, 1)
+    picture += (np.minimum(tone * 0.3 + 190, 255) - picture) * core
+
+
+def lamp(rng: Rng, picture: F32) -> None:
+    """Put one lamp into a float picture, in place."""
+    _lights(rng, picture, 1)

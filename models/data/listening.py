@@ -1,0 +1,60 @@
+"""Clips as mel power, ready to be cut into windows and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_agent.contract.manifest import AudioSpec
+from edge_agent.core.records import I16
+from models.data.records import Clip
+from models.frontend import HOP, WINDOW, MelPower
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One clip as mel power (MELS, frames), at least one window long."""
+
+    clip: Clip
+    power: Tensor
+    loudness: np.ndarray[tuple[int], np.dtype[np.float64]]  #: cumulative power, (frames + 1,)
+
+
+def frames_of(spec: AudioSpec) -> int:
+    """Mel frames in one window."""
+    return (spec.samples - WINDOW) // HOP + 1
+
+
+def listen(clips: Sequence[Clip], spec: AudioSpec) -> list[Heard]:
+    """Mel power of every clip; one that is shorter than a window is filled up with silence behind."""
+    front = MelPower(spec)
+    found = []
+    with torch.inference_mode():
+        for clip in clips:
+            power = front(torch.from_numpy(padded(clip.pcm, spec).astype(np.float32))[None] / 32768.0)[0].clone()
+            loudness = np.concatenate([[0.0], np.cumsum(power.mean(0).double().numpy())])
+            found.append(Heard(clip, power, loudness))
+    return found
+
+
+def padded(pcm: I16, spec: AudioSpec) -> I16:
+    """The clip, at least one window long."""
+    short = spec.samples - len(pcm)
+    return np.pad(pcm, (0, short)) if short > 0 else pcm
+
+
+def cut(clips: Sequence[Heard], frames: int, rng: Rng, loud: float) -> Tensor:
+    """One window of each clip, (N, MELS, frames); in `loud` of the cases the loudest of three tries."""
+    parts = []
+    for heard in clips:
+        starts = rng.integers(0, heard.power.shape[1] - frames + 1, 3)
+        energy = heard.loudness[starts + frames] - heard.loudness[starts]
+        start = int(starts[int(np.argmax(energy))] if rng.random() < loud else starts[0])
+        parts.append(heard.power[:, start : start + frames])
+    return torch.stack(parts)

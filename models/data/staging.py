@@ -1,0 +1,338 @@
+"""Pictures with known answers: backgrounds (filmed, made up, simulated) with and without something wrong in them.
+
+Normal: people walking, light that changes, lamps, orange clothes, sunsets, noise. Wrong and named: fire.
+Wrong without a name: things of odd shape or size, or far too fast, made from normal film (pseudo-anomalies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from edge_agent.contract.manifest import VisionSpec
+from edge_agent.core import prepare
+from edge_agent.core.records import F32, U8
+from models.data import flames
+from models.data.flames import Layer, Rng
+from models.data.records import Footage
+
+Wrong = Literal["nothing", "fire", "odd"]
+STRIDE = 8  #: pixels of one cell of the heat map
+_IGNORED = -1.0
+_POOL = 160
+#: Fire is cut from the real film where red leads and it is bright: (red − blue) above the first, full at the second.
+_FLAME_EDGE, _FLAME_CORE = 80.0, 150.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One training picture: frames uint8 (5, H, W), cells float (H/8, W/8) in {0, 1, −1 ignore}, what is wrong."""
+
+    frames: U8
+    cells: F32
+    wrong: Wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a staged picture keeps over the steps of one track: where it is filmed and what goes wrong."""
+
+    film: Footage | None  #: None: a made-up still
+    start: int
+    flip: bool
+    zoom: tuple[float, float, float]
+    gain: tuple[float, float, float]
+    wrong: Wrong
+    seed: int
+    frozen: bool
+
+
+@dataclass
+class Stage:
+    """Makes pictures of one split. `moments_ms` are the model's two looks back."""
+
+    footage: Sequence[Footage]
+    fires: Sequence[Footage]
+    spec: VisionSpec
+    seed: int
+    stills: list[U8] = field(default_factory=list)
+    cutouts: list[Layer] = field(default_factory=list)
+    people: list[Layer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng([self.seed, 1])
+        height, width = self.spec.height, self.spec.width
+        self.stills = [flames.still(rng, height, width) for _ in range(_POOL)]
+        self.cutouts = [layer for film in self.fires for layer in _burning(rng, film)]
+        self.people = [layer for film in self.footage for layer in _moving(rng, film)]
+
+    def script(self, rng: Rng, wrong: Wrong, *, filmed: float = 0.6) -> Script:
+        """A random scene; `filmed` is how often it is filmed rather than made up."""
+        film = None
+        if self.footage and rng.random() < filmed:
+            film = self.footage[int(rng.integers(len(self.footage)))]
+        start = (
+            int(rng.integers(3, max(len(film.frames), 4)))
+            if film is not None
+            else int(rng.integers(len(self.stills)))
+        )
+        zoom = rng.uniform(1.0, 1.8)
+        gains = rng.uniform(0.55, 1.3) * rng.uniform(0.9, 1.1, 3)
+        return Script(
+            film,
+            start,
+            bool(rng.random() < 0.5),
+            (zoom, rng.random(), rng.random()),
+            (float(gains[0]), float(gains[1]), float(gains[2])),
+            wrong,
+            int(rng.integers(1 << 31)),
+            bool(rng.random() < 0.3),
+        )
+
+    def picture(self, script: Script, step: int = 0) -> Picture:
+        """The scene of a script at its n-th step (500 ms apart)."""
+        rng = np.random.default_rng([script.seed, 7])
+        views = self._background(script, step)
+        cells = np.zeros(views.shape[1:3], np.float32)
+        if rng.random() < 0.35:
+            self._distract(rng, views)
+        if script.wrong == "fire":
+            self._burn(rng, views, cells, script, step)
+        elif script.wrong == "odd":
+            self._disturb(rng, views, cells, step)
+        views = _camera(np.random.default_rng([script.seed, 8, step]), views, script.frozen)
+        frames = prepare.vision((views[0], views[1], views[2]), self.spec)
+        return Picture(frames, _cells(cells), script.wrong)
+
+    def _background(self, script: Script, step: int) -> F32:
+        if script.film is None:
+            base = self.stills[script.start]
+            views = np.stack([base] * 3)
+        else:
+            film = script.film.frames
+            # Ten frames a second: a step is five of them, the two looks back one and three. Back and forth at the end.
+            last = len(film) - 1
+            index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
+            views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
+        zoom, x, y = script.zoom
+        height, width = views.shape[1:3]
+        h, w = int(height / zoom), int(width / zoom)
+        top, left = int(y * (height - h)), int(x * (width - w))
+        part = views[:, top : top + h, left : left + w]
+        out = np.stack([cv2.resize(view, (width, height), interpolation=cv2.INTER_LINEAR) for view in part]).astype(
+            np.float32
+        )
+        if script.flip:
+            out = out[:, :, ::-1]
+        return np.clip(out * np.array(script.gain, np.float32), 0, 255)
+
+    def _distract(self, rng: Rng, views: F32) -> None:
+        """What is warm or bright or new without being wrong, in all three views alike."""
+        height, width = views.shape[1:3]
+        if rng.random() < 0.4:
+            lit = views[0].copy()
+            flames.lamp(rng, lit)
+            views += (lit - views[0])[None]
+            return
+        patch = np.zeros((height, width, 3), np.float32)
+        mask = np.zeros((height, width), np.float32)
+        size = float(rng.uniform(4, 30))
+        place = rng.uniform(0.1, 0.9, 2) * (width, height)
+        ink = flames.colour(rng, 0.8)
+        axes = (int(size * rng.uniform(0.4, 1) + 1), int(size + 1))
+        cv2.ellipse(mask, (int(place[0]), int(place[1])), axes, 0, 0, 360, 1.0, -1)
+        patch[:] = ink
+        patch *= 0.6 + 0.6 * flames.clouds(rng, height, width)[..., None]
+        drift = rng.uniform(-2, 2)
+        for index, back in enumerate((0, 1, 3)):
+            moved = np.roll(mask, round(-drift * back), 1)[..., None]
+            views[index] = views[index] * (1 - moved) + patch * moved
+
+    def _burn(self, rng: Rng, views: F32, cells: F32, script: Script, step: int) -> None:
+        """Lay a fire over the views: made, or cut from the real film; with night, glow and smoke at times."""
+        height, width = views.shape[1:3]
+        if rng.random() < 0.4:
+            views *= rng.uniform(0.15, 0.7)
+        moments = (0.0, 0.0, 0.0) if script.frozen else (0.0, -0.1, -0.3)
+        real = bool(self.cutouts) and rng.random() < 0.3
+        if real:
+            layer = self.cutouts[(int(rng.integers(len(self.cutouts))) + step) % len(self.cutouts)]
+            layer = _scaled(layer, rng.uniform(0.6, 4.0), height, width)
+        else:
+            tall = int(np.exp(rng.uniform(np.log(16), np.log(height))))
+            wide = int(np.clip(tall * np.exp(rng.uniform(-0.8, 1.2)), 12, width))
+            layer = flames.flame(rng, tall, wide, tuple(0.5 * step + moment for moment in moments))
+        h, w = layer.alpha.shape[1:]
+        x = int(rng.integers(-w // 4, max(width - 3 * w // 4, 1 - w // 4)))
+        y = int(np.clip(rng.normal(0.65, 0.2) * height - h / 2, -h // 4, height - h // 2))
+        if rng.random() < 0.5:
+            _glow(views, (x + w / 2, y + h / 2), max(w, h) * rng.uniform(0.8, 2.5), rng.uniform(0.2, 1.2))
+        if rng.random() < 0.4:
+            _smoke(rng, views, (x + w // 2, y), (h, w), moments)
+        _lay(views, layer, x, y, still=script.frozen, strength=rng.uniform(0.75, 1.0), cells=cells)
+
+    def _disturb(self, rng: Rng, views: F32, cells: F32, step: int) -> None:
+        """Something that does not belong: too large, misshapen, or far too fast."""
+        height, width = views.shape[1:3]
+        for _ in range(int(rng.integers(1, 3))):
+            layer = (
+                self.people[int(rng.integers(len(self.people)))]
+                if self.people and rng.random() < 0.6
+                else _thing(rng)
+            )
+            stretch = (rng.uniform(1.2, 3.0), rng.uniform(0.5, 1.6))
+            layer = _scaled(layer, stretch[0], height, width, stretch[1])
+            speed = rng.uniform(5, 22) * rng.choice([-1, 1])
+            h, w = layer.alpha.shape[1:]
+            x, y = rng.uniform(0.1, 0.8) * width, rng.uniform(0.05, 0.75) * height
+            mark = np.zeros_like(cells)
+            for index, back in enumerate((0, 1, 3)):
+                at = int((x + speed * (5 * step - back)) % (width + w) - w)
+                still = Layer(layer.colour[:1].repeat(3, 0), layer.alpha[:1].repeat(3, 0))
+                _lay(
+                    views[index : index + 1],
+                    still,
+                    at,
+                    int(y),
+                    still=True,
+                    strength=1.0,
+                    cells=mark if index == 0 else None,
+                )
+            np.maximum(cells, mark, out=cells)
+
+
+def _bounce(index: int, last: int) -> int:
+    """Play back and forth: index folded into 0..last."""
+    index = abs(index) % (2 * last) if last else 0
+    return index if index <= last else 2 * last - index
+
+
+def _burning(rng: Rng, film: Footage) -> list[Layer]:
+    """Cut-outs of the real fire, three frames each."""
+    layers = []
+    height, width = film.frames.shape[1:3]
+    for index in range(3, len(film.frames), 4):
+        for x0, y0, x1, y1 in film.boxes[index] if index < len(film.boxes) else ():
+            left, top, right, bottom = (
+                int(x0 * width),
+                int(y0 * height),
+                int(np.ceil(x1 * width)),
+                int(np.ceil(y1 * height)),
+            )
+            if right - left < 8 or bottom - top < 8:
+                continue
+            part = film.frames[[index, index - 1, index - 3], top:bottom, left:right].astype(np.float32)
+            lead = part[..., 0] - part[..., 2]
+            alpha = np.clip((lead - _FLAME_EDGE) / (_FLAME_CORE - _FLAME_EDGE), 0, 1) * (part[..., 0] > 190)
+            if alpha[0].mean() > 0.06:
+                layers.append(Layer(part, np.asarray(alpha, np.float32)))
+    return layers
+
+
+def _moving(rng: Rng, film: Footage) -> list[Layer]:
+    """Cut-outs of what moves in normal film, one frame each (as three equal ones)."""
+    frames = film.frames
+    ground = np.median(frames[:: max(len(frames) // 25, 1)], 0).astype(np.float32)
+    layers = []
+    for index in range(0, len(frames), max(len(frames) // 12, 1)):
+        frame = frames[index].astype(np.float32)
+        mask = (cv2.GaussianBlur(np.abs(frame - ground).max(2), (0, 0), 1) > 26).astype(np.uint8)
+        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+        count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+        for x, y, w, h, area in stats[1:count]:
+            if 80 < area < 6000 and 6 <= w <= 90 and 8 <= h <= 100:
+                soft = cv2.GaussianBlur(mask[y : y + h, x : x + w].astype(np.float32), (3, 3), 0)
+                part = frame[y : y + h, x : x + w]
+                layers.append(Layer(part[None].repeat(3, 0), soft[None].repeat(3, 0)))
+    return layers
+
+
+def _thing(rng: Rng) -> Layer:
+    """A rigid object of no known kind."""
+    size = int(rng.integers(14, 60))
+    mask = np.zeros((size, size), np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        points = rng.uniform(0, size, (int(rng.integers(3, 7)), 2)).astype(np.int32)
+        cv2.fillPoly(mask, [cv2.convexHull(points)], 1.0)
+    colour = np.array(flames.colour(rng, 0.15), np.float32) * (0.5 + flames.clouds(rng, size, size)[..., None])
+    return Layer(np.clip(colour, 0, 255)[None].repeat(3, 0).astype(np.float32), mask[None].repeat(3, 0))
+
+
+def _scaled(layer: Layer, factor: float, height: int, width: int, aspect: float = 1.0) -> Layer:
+    h, w = layer.alpha.shape[1:]
+    size = (int(np.clip(w * factor, 6, width)), int(np.clip(h * factor * aspect, 6, height)))
+    colour = np.stack([cv2.resize(part, size) for part in layer.colour])
+    return Layer(colour, np.stack([cv2.resize(part, size) for part in layer.alpha]))
+
+
+def _lay(views: F32, layer: Layer, x: int, y: int, *, still: bool, strength: float, cells: F32 | None) -> None:
+    height, width = views.shape[1:3]
+    h, w = layer.alpha.shape[1:]
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if right - left < 2 or bottom - top < 2:
+        return
+    part = (slice(top - y, bottom - y), slice(left - x, right - x))
+    for index in range(len(views)):
+        moment = 0 if still else index
+        alpha = layer.alpha[moment][part][..., None] * strength
+        area = views[index, top:bottom, left:right]
+        area += (layer.colour[moment][part] - area) * alpha
+    if cells is not None:
+        area = cells[top:bottom, left:right]
+        np.maximum(area, layer.alpha[0][part], out=area)
+
+
+def _glow(views: F32, centre: tuple[float, float], reach: float, strength: float) -> None:
+    y, x = np.ogrid[: views.shape[1], : views.shape[2]]
+    light = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * reach * reach)).astype(np.float32)[..., None]
+    views *= 1 + strength * light * np.array([1.0, 0.6, 0.25], np.float32)
+    np.clip(views, 0, 255, out=views)
+
+
+def _smoke(
+    rng: Rng, views: F32, top: tuple[int, int], size: tuple[int, int], moments: tuple[float, float, float]
+) -> None:
+    height, width = views.shape[1:3]
+    y, x = np.ogrid[:height, :width]
+    spread = max(size) * rng.uniform(0.6, 2.0)
+    rise = np.clip((top[1] + size[0] * 0.6 - y) / max(size[0], 1), 0, 1)
+    plume = np.exp(-(((x - top[0]) / spread) ** 2)) * rise
+    fabric = flames.clouds(rng, height * 2, width, cells=5)
+    grey = rng.uniform(20, 230)
+    depth = rng.uniform(0.3, 1.0)
+    for index, moment in enumerate(moments):
+        shift = int(-moment * rng.uniform(10, 60)) % height
+        alpha = np.clip(plume * fabric[shift : shift + height] * 1.6, 0, 1)[..., None] * depth
+        views[index] += (grey - views[index]) * alpha
+
+
+def _camera(rng: Rng, views: F32, frozen: bool) -> U8:
+    """What a camera adds: noise, blur, compression, exposure that changes from frame to frame."""
+    views = views * (1.0 if frozen else rng.normal(1.0, 0.015, (3, 1, 1, 1)).astype(np.float32))
+    if not frozen and rng.random() < 0.15:  # a light is switched
+        views = views * np.array([1.0, 1.0, rng.uniform(0.6, 1.5)], np.float32)[:, None, None, None]
+    blur = rng.uniform(0.4, 1.4) if rng.random() < 0.3 else 0.0
+    sigma = rng.uniform(0, 5)
+    out = []
+    grain = rng.normal(0, sigma, views.shape[1:]).astype(np.float32)
+    for view in views:
+        if blur:
+            view = cv2.GaussianBlur(view, (0, 0), blur)
+        noise = grain if frozen else np.roll(grain, int(rng.integers(1, 90)), 1)
+        out.append(np.clip(view + noise, 0, 255).astype(np.uint8))
+    if rng.random() < 0.3:
+        quality = [int(cv2.IMWRITE_JPEG_QUALITY), int(rng.integers(35, 90))]
+        out = [
+            cv2.imdecode(cv2.imencode(".jpg", view, quality)[1], cv2.IMREAD_COLOR).astype(np.uint8) for view in out
+        ]
+    return np.stack(out)
+
+
+def _cells(mask: F32) -> F32:
+    height, width = mask.shape
+    share = cv2.resize(mask, (width // STRIDE, height // STRIDE), interpolation=cv2.INTER_AREA)
+    return np.asarray(np.where(share >= 0.2, 1.0, np.where(share > 0.03, _IGNORED, 0.0)), np.float32)

@@ -1,0 +1,265 @@
+"""Training of the four graphs: three encoders by themselves, then the fusion head on cached embeddings.
+
+Everything is drawn from one seed and computed by one thread with deterministic kernels: the same command on the
+same machine gives the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_agent.contract.event import MODALITIES
+from edge_agent.core.records import F32
+from models import augment
+from models.config import SOUNDS, Preset, Schedule
+from models.data.compose import Composer, Windows
+from models.data.listening import Heard, cut, frames_of
+from models.data.records import Table
+from models.data.staging import Picture, Stage, Wrong
+from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
+from models.fusion import FusionHead
+from models.network import AudioGraph, SensorGraph, VisionGraph
+from models.progress import Progress
+
+#: How often a staged picture holds nothing, a fire, something odd.
+_VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
+
+
+def deterministic(seed: int) -> None:
+    """One thread, fixed seeds, deterministic kernels."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+
+
+def fit(
+    title: str,
+    module: nn.Module,
+    schedule: Schedule,
+    batches: Iterator[tuple[Tensor, ...]],
+    loss: Callable[..., Tensor],
+) -> None:
+    """AdamW on a one-cycle schedule; the module ends with the moving average of its weights."""
+    optimiser = torch.optim.AdamW(module.parameters(), schedule.rate, weight_decay=schedule.decay)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.15)
+    average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    shown = Progress(title, schedule.steps)
+    smooth = 0.0
+    module.train()
+    for step in range(1, schedule.steps + 1):
+        value = loss(*next(batches))
+        optimiser.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        optimiser.step()
+        cycle.step()
+        _blend(average, module, min(0.99, (1 + step) / (10 + step)))
+        smooth = float(value.detach()) if step == 1 else 0.97 * smooth + 0.03 * float(value.detach())
+        shown.at(step, f"loss {smooth:.3f}")
+    module.load_state_dict(average)
+    module.eval()
+
+
+def _blend(average: dict[str, Tensor], module: nn.Module, keep: float) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            average[name].mul_(keep).add_(tensor.detach(), alpha=1 - keep)
+        else:
+            average[name].copy_(tensor)
+
+
+def train_vision(graph: VisionGraph, preset: Preset, stage: Stage, simulated: list[Picture], seed: int) -> None:
+    """Cells (where), window (whether) and fire (what), from staged pictures and frames of the simulated site."""
+    encoder = graph.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(frames: Tensor, cells: Tensor, wrong: Tensor, fire: Tensor) -> Tensor:
+        x = graph.front(frames).contiguous(memory_format=torch.channels_last)
+        _, heat, logit, flame = encoder(x)
+        known = (cells >= 0).float()
+        each = F.binary_cross_entropy_with_logits(
+            heat, cells.clamp(min=0), reduction="none", pos_weight=torch.tensor(2.0)
+        )
+        where = (each * known).sum() / known.sum()
+        # A window whose anomaly is too small for one whole cell says nothing about the window.
+        # One whose place nobody marked (−1 everywhere) speaks for the window alone.
+        most = cells.flatten(1).amax(1)
+        clear = (wrong < 0.5) | (most > 0.5) | (most < 0)
+        whether = (F.binary_cross_entropy_with_logits(logit, wrong * 0.96 + 0.02, reduction="none") * clear).mean()
+        what = (F.binary_cross_entropy_with_logits(flame, fire * 0.96 + 0.02, reduction="none") * clear).mean()
+        return 2.0 * where + 0.5 * whether + 0.3 * what
+
+    fit("vision", graph, preset.vision, _vision_batches(stage, simulated, preset.vision.batch, seed), loss)
+
+
+def _vision_batches(stage: Stage, simulated: list[Picture], batch: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    rng = np.random.default_rng([seed, 11])
+    names = [name for name, _ in _VISION_MIX]
+    weights = [weight for _, weight in _VISION_MIX]
+    while True:
+        pictures = []
+        for _ in range(batch):
+            if simulated and rng.random() < 0.2:
+                pictures.append(simulated[int(rng.integers(len(simulated)))])
+            else:
+                wrong = names[int(rng.choice(len(names), p=weights))]
+                pictures.append(stage.picture(stage.script(rng, wrong)))
+        yield (
+            torch.from_numpy(np.stack([p.frames for p in pictures])),
+            torch.from_numpy(np.stack([p.cells for p in pictures])),
+            torch.tensor([float(p.wrong != "nothing") for p in pictures]),
+            torch.tensor([float(p.wrong == "fire") for p in pictures]),
+        )
+
+
+@dataclass(frozen=True)
+class Ear:
+    """Sounds to train on: threats with their casual counterparts, everyday background, simulated site."""
+
+    threats: list[Heard]
+    background: list[Heard]
+    simulated: list[Heard]
+
+
+#: Weight of everyday background as a negative: false alarms there fall from 0.3 to below 0.05; a larger one
+#: costs accuracy under noise.
+_BACKGROUND_WEIGHT = 0.12
+
+
+def train_audio(graph: AudioGraph, preset: Preset, ear: Ear, seed: int) -> None:
+    """Sounds by name, from recordings mixed in mel power; background and the simulated site as negatives."""
+    encoder = graph.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        _, sounds, _ = encoder(x.contiguous(memory_format=torch.channels_last))
+        smooth = target * 0.95 + 0.05 / len(SOUNDS)
+        return -(smooth * F.log_softmax(sounds, 1)).sum(1).mul(weight).sum() / preset.audio.batch
+
+    fit("audio", graph, preset.audio, _audio_batches(ear, preset, seed), loss)
+
+
+def _audio_batches(ear: Ear, preset: Preset, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    rng = np.random.default_rng([seed, 12])
+    frames, batch = frames_of(preset.audio_spec), preset.audio.batch
+    threats = ear.threats or ear.simulated
+    counts = {label: sum(h.clip.label == label for h in threats) for label in SOUNDS}
+    odds = np.array([counts[h.clip.label] ** -0.5 for h in threats])
+    odds /= odds.sum()
+    casual = [h for h in threats if h.clip.label == "casual"]
+    background = ear.background or casual
+    parts = [(threats, odds, batch, 1.0), (background, None, batch // 2, _BACKGROUND_WEIGHT * 2)]
+    if ear.simulated and ear.threats:
+        parts.append((ear.simulated, None, batch // 4, 0.5))
+    while True:
+        inputs, targets, weights = [], [], []
+        for clips, chances, count, weight in parts:
+            chosen = [clips[i] for i in rng.choice(len(clips), count, p=chances)]
+            power = cut(chosen, frames, rng, 0.7)
+            target = F.one_hot(torch.tensor([SOUNDS.index(h.clip.label) for h in chosen]), len(SOUNDS)).float()
+            power, target = augment.mix_up(power, target, rng)
+            noise = [*_draw(background, (count + 1) // 2, rng), *_draw(casual, count // 2, rng)]
+            power = augment.add_noise(power, cut(noise, frames, rng, 0.2), rng, snr_db=(-6, 20), share=0.6)
+            noisy = augment.coloured_noise(count, frames, rng)
+            power = augment.add_noise(power, noisy, rng, snr_db=(3, 30), share=0.3)
+            inputs.append(augment.heard(power, rng))
+            targets.append(target)
+            weights.append(torch.full((count,), weight))
+        yield torch.cat(inputs), torch.cat(targets), torch.cat(weights)
+
+
+def _draw(clips: list[Heard], count: int, rng: np.random.Generator) -> list[Heard]:
+    return [clips[int(i)] for i in rng.integers(0, len(clips), count)]
+
+
+def train_sensors(
+    graph: SensorGraph, preset: Preset, tables: list[Table], simulated: list[tuple[F32, float]], seed: int
+) -> None:
+    """Generated traces, recorded minutes (presence is weak evidence) and windows of the simulated site."""
+    pool = [*_sensor_pool(preset, tables, seed), *simulated]
+
+    def loss(readings: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(graph(readings)[1], target)
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        rng = np.random.default_rng([seed, 13])
+        while True:
+            chosen = [pool[int(i)] for i in rng.integers(0, len(pool), preset.sensors.batch)]
+            readings = np.stack([dropped(rng, window) for window, _ in chosen])
+            yield torch.from_numpy(readings), torch.tensor([target for _, target in chosen])
+
+    fit("sensors", graph, preset.sensors, batches(), loss)
+
+
+def _sensor_pool(preset: Preset, tables: list[Table], seed: int) -> list[tuple[F32, float]]:
+    """(window, target): as many as four batches' worth per ten steps, so that each is seen a few times."""
+    rng = np.random.default_rng([seed, 14])
+    steps, step_s = preset.sensor_spec.steps, preset.step_ms / 1000
+    offices = [table for table in tables if max(table.labels) >= 0]
+    found: list[tuple[F32, float]] = []
+    for _ in range(preset.sensors.steps * preset.sensors.batch // 8):
+        draw = rng.random()
+        if offices and draw < 0.25:
+            office = offices[int(rng.integers(len(offices)))]
+            here = np.flatnonzero(np.array(office.labels) == int(rng.random() < 0.5))
+            row = int(here[int(rng.integers(len(here)))])
+            target = PRESENCE if office.labels[row] else QUIET
+            found.append((minute(rng, office, row, preset.sensor_spec, step_s), target))
+            continue
+        wrong = str(rng.choice(WRONG)) if draw > 0.6 else None
+        made = trace(rng, 2 * steps, step_s, wrong, tables)
+        ends = np.flatnonzero(made.active) if wrong else np.arange(steps, 2 * steps)
+        end = int(ends[int(rng.integers(len(ends)))]) if len(ends) else 2 * steps - 1
+        window = np.ascontiguousarray(made.readings[:, :, end - steps + 1 : end + 1])
+        if window[2].any():
+            found.append((window, 0.98 if wrong and len(ends) else QUIET))
+    return found
+
+
+def train_fusion(head: FusionHead, preset: Preset, composer: Composer, seed: int) -> None:
+    """The head on windows drawn from cached embeddings."""
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        rng = np.random.default_rng([seed, 15])
+        while True:
+            yield fusion_batch(composer.draw(rng, preset.fusion.batch))
+
+    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, *batch))
+
+
+def fusion_batch(windows: Windows) -> tuple[Tensor, ...]:
+    """Windows as tensors: vision, audio, sensors, mask, wrong, own, classes."""
+    arrays = [
+        *(windows.history[name] for name in MODALITIES),
+        windows.mask,
+        windows.wrong,
+        windows.own,
+        windows.classes,
+    ]
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def fusion_loss(
+    head: FusionHead,
+    vision: Tensor,
+    audio: Tensor,
+    sensors: Tensor,
+    mask: Tensor,
+    wrong: Tensor,
+    own: Tensor,
+    classes: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Fused score, each modality's own, and names; a target of −1 says nothing."""
+    logit, named, modality, _ = head(vision, audio, sensors, mask)
+    known = (wrong >= 0).float() * (1.0 if weight is None else weight)
+    fused = F.binary_cross_entropy_with_logits(logit, wrong.clamp(min=0) * 0.97 + 0.015, reduction="none")
+    each = F.binary_cross_entropy_with_logits(modality, own.clamp(min=0) * 0.97 + 0.015, reduction="none")
+    names = F.binary_cross_entropy_with_logits(named, classes * 0.97 + 0.015, reduction="none").mean(1)
+    heard = (own >= 0).float() * known[:, None]
+    total = (fused * known).sum() + 0.3 * (each * heard).sum() / len(MODALITIES) + (names * known).sum()
+    return total / known.sum().clamp(min=1.0)
