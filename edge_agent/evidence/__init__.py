@@ -1,0 +1,5 @@
+"""What a person gets to see of an event. `EvidenceStore` is the door; the other modules make single files."""
+
+from edge_agent.evidence.store import EvidenceStore
+
+__all__ = ["EvidenceStore"]
