@@ -164,7 +164,7 @@ class Blobs:
                 )
             if events:
                 session.execute(sa.update(EvidenceFile).where(*files).values(stored=True))
-                mark_changed(session, events)
+                _mark_changed(session, events)
 
 
 class Upload:
@@ -224,7 +224,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def mark_changed(session: Session, event_ids: Iterable[str]) -> None:
+def _mark_changed(session: Session, event_ids: Iterable[str]) -> None:
     """Give the alerts a new change number each, so that whoever follows them looks again."""
     ids = session.execute(sa.select(Alert.id).where(Alert.id.in_(set(event_ids)))).scalars().all()
     if ids:

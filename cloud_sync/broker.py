@@ -40,6 +40,7 @@ SESSION_EXPIRY_S = 24 * 3600  #: the broker keeps what it could not hand over th
 KEEPALIVE_S = 30
 RETRY_S = (0.2, 10.0)  #: first and longest wait between two connections, before jitter
 ANSWER_S = 10.0
+LULL_S = 0.002
 CONTROL = "$CONTROL/dynamic-security/v1"
 
 
@@ -95,7 +96,10 @@ class Link:
             self._thread.join(timeout_s)
 
     def collect(self, timeout_s: float, limit: int, until: float) -> list[Delivery]:
-        """Up to `limit` deliveries: waits `timeout_s` for the first, then for more until monotonic time `until`."""
+        """Up to `limit` deliveries: waits `timeout_s` for the first, then for more until monotonic time `until`.
+
+        It stops waiting when nothing comes for `LULL_S`: a broker that keeps few messages in flight waits for us.
+        """
         try:
             found = [self._queue.get(timeout=timeout_s)]
         except queue.Empty:
@@ -103,7 +107,7 @@ class Link:
         while len(found) < limit:
             wait_s = until - time.monotonic()
             try:
-                found.append(self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait())
+                found.append(self._queue.get(block=wait_s > 0, timeout=min(max(wait_s, 0.0), LULL_S)))
             except queue.Empty:
                 break
         return found

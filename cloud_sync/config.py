@@ -6,7 +6,6 @@ that is not loopback needs TLS, for people and for the broker: without it nothin
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from msgspec import Meta, Struct
 
 from cloud_sync.errors import ConfigError
 from edge_agent.contract.event import Name
+from edge_agent.contract.identity import is_loopback
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 PositiveInt = Annotated[int, Meta(gt=0)]
@@ -108,6 +108,21 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.database or f"sqlite:///{self.data_dir / 'cloud.db'}"
 
     @property
+    def blob_dir(self) -> Path:
+        """Evidence files."""
+        return self.data_dir / "blobs"
+
+    @property
+    def tuf_dir(self) -> Path:
+        """The signed repository of updates: `metadata/` and `targets/`."""
+        return self.data_dir / "tuf"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Private keys of this installation's updates."""
+        return self.data_dir / "keys"
+
+    @property
     def url(self) -> str:
         """What devices and people call the cloud, without a slash at the end."""
         if self.public_url:
@@ -152,16 +167,6 @@ def parse(text: str, folder: Path) -> Config:
 def schema() -> dict[str, Any]:
     """JSON Schema of the file, for editors."""
     return msgspec.json.schema(Config, schema_hook=lambda _path: {"type": "string"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine alone. Other names are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_listen(config: Config) -> None:

@@ -238,7 +238,8 @@ def give_verdict(
         event_id=id,
         user=viewer.name,
         verdict=verdict,
-        note=note.replace("\x00", ""),  # PostgreSQL holds no NUL in text
+        # PostgreSQL holds no NUL in text, and nothing holds half a surrogate pair.
+        note=note.replace("\x00", "").encode("utf-8", "replace").decode(),
         bundle=row.bundle,
         given_ns=now_ns,
     )
@@ -273,17 +274,21 @@ def conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
         wanted = None if filters.verdict == "none" else filters.verdict
         found.append(_NEWEST_VERDICT.is_not_distinct_from(wanted))
     if filters.since_ns is not None:
-        found.append(Alert.started_ns >= filters.since_ns)
+        found.append(Alert.started_ns >= _int63(filters.since_ns))
     if filters.until_ns is not None:
-        found.append(Alert.started_ns < filters.until_ns)
+        found.append(Alert.started_ns < _int63(filters.until_ns))
     return found
+
+
+def _int63(value: int) -> int:
+    return max(0, min(value, 2**63 - 1))  # what a database holds
 
 
 def _cursor(text: str) -> tuple[int, str]:
     started, _, id = text.partition(".")
     if not (started.isascii() and started.isdigit() and len(started) <= 19 and id):
         raise CloudError(f"cursor {text!r} is none that this list gave out")
-    return min(int(started), 2**63 - 1), id
+    return _int63(int(started)), id
 
 
 def _seen(session: Session, viewer: Viewer, id: str) -> Alert:

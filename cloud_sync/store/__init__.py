@@ -19,12 +19,13 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.util import CommandError
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from cloud_sync.errors import StoreBusy, StoreError
-from cloud_sync.store.tables import Counter
+from cloud_sync.store.tables import Base, Counter
 
 __all__ = ["Store", "open_store", "raise_counter"]
 
@@ -71,6 +72,10 @@ class Store:
         """A session on one snapshot of the data. Nothing done in it is kept."""
         with _plain_errors(self.engine), self._readers() as session:
             yield session
+
+    def insert(self, table: type[Base]) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def lock_devices(self, session: Session, names: Iterable[str]) -> None:
         """Let other writers that speak of these devices wait until this transaction ends.
