@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: every configuration key, message field, command and metric, with its own words.
+"""Write docs/reference/ from the code: every configuration key, message field, command and metric in its own words.
 
 Run from the root of the repository: `python scripts/reference.py`; `--check` only says what is out of date.
 """
@@ -97,8 +97,8 @@ def configuration() -> str:
     return "\n".join(
         [
             "# Configuration\n",
-            "The device reads one YAML file (`edge-agent check FILE` validates it; `edge-agent schema` prints its JSON",
-            "Schema for editors). `${env:NAME}` and `${file:PATH}` stand for secrets. Unknown keys are errors.\n",
+            "The device reads one YAML file: `edge-agent check FILE` validates it, `edge-agent schema` prints its JSON",
+            "Schema for editors. `${env:NAME}` and `${file:PATH}` stand for secrets. Unknown keys are errors.\n",
             "# The device\n",
             section(ROOT / "edge_agent" / "config.py"),
             "# Options of the drivers\n",
