@@ -274,13 +274,18 @@ class _Scene:
         return passed > 0
 
     def _fate(self, stream: _Stream, captured_ns: int) -> str:
-        """Empty if a sample of this time can still be in its window; else why it cannot."""
+        """Empty if a sample of this time can still be in its window; else why it cannot.
+
+        `rejoining` comes first: it depends on the samples alone, while their windows may or may not be closed.
+        """
         start_ns = captured_ns // self._step_ns * self._step_ns
+        if start_ns < stream.joined_ns:
+            return "rejoining"
         if self._next is not None and start_ns < self._next * self._step_ns:
             return "late"
         if self._clock_ns is not None and start_ns + self._step_ns + self._lateness_ns <= self._clock_ns:
             return "late"
-        return "rejoining" if start_ns < stream.joined_ns else ""
+        return ""
 
     def _hear(self, step: int) -> None:
         self._heard.add(step)
@@ -312,7 +317,7 @@ class _Scene:
             self._readings.popleft()
             self._counters["overflow"] += 1
         if fate != "late":
-            self._hear(from_ns // self._step_ns)
+            self._hear(max(from_ns // self._step_ns, self._next or 0))
 
     def _window(self, step: int, end_ns: int) -> Window:
         self._counters["windows"] += 1
