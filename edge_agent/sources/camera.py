@@ -1,7 +1,6 @@
 """A camera, or a file in its place, by libav: picture and sound of one connection on one clock.
 
-libav is pulled and cannot be suspended in the middle of a read, so each connection has one thread of its own; it
-ends with the connection and is the only thing that touches the container.
+The thread of the connection (`line.Line`) is the only one that touches libav's container, opening and closing too.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from edge_agent.clock import Clock
 from edge_agent.core.records import U8, Kind, Packet, Sample
 from edge_agent.errors import ConfigError, SourceEnded, SourceError
 from edge_agent.sources.address import Address, check_local, check_resolved, parse
-from edge_agent.sources.mailbox import Mailbox
+from edge_agent.sources.line import Line
 from edge_agent.sources.timeline import SECOND, Live, Paced, Timeline
 
 RATE_HZ = 16000
 BLOCK = 320  #: samples of the shortest block of sound: 20 ms
 MAX_BLOCK = 1600  #: of the longest: 100 ms
-_MAILBOX = 32  # a second or less; when it is full the sender waits
+_WAITING = 32  # a second or less; when it is full the sender waits
 _UNUSABLE = 250  # packets in a row that do not decode: the stream is not what it says
 _SLICE_S = 1.0  # RTSP resumes after an interrupt between packets, so a closed camera lets go within this
 _HEIGHT_709 = 720  # a stream that does not name its matrix: BT.709 from here on, BT.601 below, as players do
@@ -129,7 +128,7 @@ class Camera:
         connection = self._connection
         if connection is None:
             raise SourceError(f"{self._work.name}: not open")
-        item = connection.box.get(timeout_s)
+        item = connection.line.get(timeout_s)
         if not isinstance(item, Sample):
             return item
         seq = self._seq[item.kind] = self._seq.get(item.kind, -1) + 1
@@ -140,49 +139,27 @@ class Camera:
         with self._lock:
             connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            connection.line.close(1.5 * _SLICE_S)
 
 
 class _Connection:
-    """One open line, and the thread that pulls it. Used once."""
+    """One open line of a camera."""
 
     def __init__(self, work: _Work) -> None:
-        self.box: Mailbox[Item] = Mailbox(_MAILBOX)
+        self.line: Line[Item] = Line(f"camera-{work.name}", _WAITING)
         self._work = work
-        self._connected = False
-        self._answered = threading.Event()  # it is connected, or never will be
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"camera-{work.name}", daemon=True)
 
     def open(self) -> None:
         check_resolved(self._work.address, self._work.options.allow_local)
-        self._thread.start()
-        self._answered.wait(2 * self._work.options.timeout_s)
-        if not self._connected:
-            self.box.end(self._error("no answer"))
-            self.box.get(0)  # raises the first reason that was given
+        self.line.open(self._pull_all, 2 * self._work.options.timeout_s)
 
-    def close(self) -> None:
-        self._closing.set()
-        self.box.end(self._error("closed"), discard=True)
-        self._answered.set()
-        if self._thread.ident is not None:
-            self._thread.join(1.5 * _SLICE_S)
-
-    def _run(self) -> None:
-        end = self._error("the reader stopped by a fault of its own; the log has its traceback")
+    def _pull_all(self) -> SourceError:
         try:
-            end = self._play()
+            return self._play()
         except av.FFmpegError as error:
             # libav's own text names the address with its password: only its reason may travel on, cause included.
             error.args = error.args[:2]
-            end = self._error(str(error.strerror))
-            end.__cause__ = error
-        except SourceError as error:
-            end = error
-        finally:
-            self.box.end(end)
-            self._answered.set()
+            raise self._error(str(error.strerror)) from error
 
     def _play(self) -> SourceError:
         """Pull until it ends or is closed; the reason."""
@@ -195,10 +172,9 @@ class _Connection:
                 tracks = _tracks(container, self._work, timeline)
                 if not tracks:
                     raise self._error("holds neither picture nor sound that can be decoded here")
-                self._connected = True
-                self._answered.set()
+                self.line.connected()
                 pulled = self._forward(container, tracks, timeline)
-            if self._closing.is_set():
+            if self.line.closing.is_set():
                 return self._error("closed")
             if not isinstance(timeline, Paced):
                 return self._error("the other side ended the stream")
@@ -231,9 +207,9 @@ class _Connection:
             due_ns = track.note_arrival(packet, clock.monotonic_ns())
             counters["jumps"] = timeline.jumps
             if isinstance(timeline, Paced) and due_ns is not None:
-                self._closing.wait(max(0, due_ns - clock.monotonic_ns()) / SECOND)
+                self.line.closing.wait(max(0, due_ns - clock.monotonic_ns()) / SECOND)
             for item in track.items(packet):
-                if not self.box.put(item):
+                if not self.line.put(item):
                     return pulled
         return pulled
 
@@ -243,14 +219,14 @@ class _Connection:
         while True:
             try:
                 for packet in container.demux(streams):
-                    if self._closing.is_set():
+                    if self.line.closing.is_set():
                         return
                     yield packet
                     heard_ns = clock.monotonic_ns()
                 return
             except av.error.ExitError:  # the slice is over, not necessarily the patience
                 silent_s = (clock.monotonic_ns() - heard_ns) / SECOND
-                if self._closing.is_set():
+                if self.line.closing.is_set():
                     return
                 if self._work.address.scheme not in _RESUMABLE or silent_s >= options.timeout_s:
                     raise self._error(f"nothing came for {options.timeout_s:g} s") from None
