@@ -62,6 +62,7 @@ class Store:
             self._turn.acquire()
         try:
             with _plain_errors(self.engine), self._writers.begin() as session:
+                session.connection()  # the write lock now, not at the first statement
                 yield session
         finally:
             if self._turn is not None:
