@@ -81,15 +81,18 @@ def _read(path: Path, limit: int) -> bytes:
     try:
         # O_NONBLOCK: opening a pipe that somebody put there must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{path} is not a plain file")
+            if status.st_size > limit:
+                raise BundleError(f"{path}: {status.st_size} bytes, at most {limit} expected")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}; a bundle holds plain files only") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a plain file")
-        if status.st_size > limit:
-            raise BundleError(f"{path}: {status.st_size} bytes, at most {limit} expected")
-        return file.read(limit + 1)
 
 
 def _check_manifest(manifest: Manifest, path: Path) -> None:
