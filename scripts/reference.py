@@ -97,8 +97,8 @@ def configuration() -> str:
     return "\n".join(
         [
             "# Configuration\n",
-            "The device reads one YAML file: `edge-agent check FILE` validates it, `edge-agent schema` prints its JSON",
-            "Schema for editors. `${env:NAME}` and `${file:PATH}` stand for secrets. Unknown keys are errors.\n",
+            "The device reads one YAML file: `edge-agent check FILE` validates it, `edge-agent schema` prints its",
+            "JSON Schema for editors. `${env:NAME}` and `${file:PATH}` stand for secrets. Unknown keys are errors.\n",
             "# The device\n",
             section(ROOT / "edge_agent" / "config.py"),
             "# Options of the drivers\n",
