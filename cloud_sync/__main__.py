@@ -99,6 +99,11 @@ def _add_updates(commands: Subparsers[argparse.ArgumentParser]) -> None:
     keys = commands.add_parser("keys", help="signing keys of this installation's updates")
     actions = keys.add_subparsers(title="actions", required=True, metavar="ACTION")
     _program(actions, "init", "make them; before the first device is enrolled", _keys_init)
+    release = _program(commands, "release", "sign a bundle for the fleet", _release)
+    release.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and what it names")
+    retrain = _program(commands, "retrain", "train on the verdicts; prints the folder of the new bundle", _retrain)
+    retrain.add_argument("--python", default=sys.executable, help="interpreter that has the `train` extra")
+    retrain.add_argument("--release", action="store_true", help="sign the new bundle for the fleet at once")
 
 
 def _program(
@@ -217,6 +222,53 @@ def _keys_init(args: argparse.Namespace) -> None:
     config = _config(args)
     for path in Repository(config.tuf_dir, config.keys_dir).init():
         print(path)
+
+
+def _release(args: argparse.Namespace) -> None:
+    config = _config(args)
+    _sign(config, args.bundle)
+
+
+def _retrain(args: argparse.Namespace) -> None:
+    from cloud_sync.app import open_services
+    from cloud_sync.release import Repository
+    from cloud_sync.retrain import retrain
+
+    config = _config(args)
+    services = open_services(config)
+    repository = Repository(config.tuf_dir, config.keys_dir)
+    try:
+        bundle = retrain(
+            services.store,
+            services.blobs.path,
+            repository,
+            config.data_dir / "training",
+            python=args.python,
+            say=lambda words: print(words, file=sys.stderr, flush=True),
+        )
+    finally:
+        services.store.close()
+    if args.release:
+        _sign(config, bundle)
+    print(bundle)
+
+
+def _sign(config: Config, bundle: Path) -> None:
+    """Sign a bundle, write it down, and hint the devices, which find it at their next look all the same."""
+    from cloud_sync import broker
+    from cloud_sync.errors import BrokerError
+    from cloud_sync.release import Repository, hints, note
+
+    released = Repository(config.tuf_dir, config.keys_dir).release(bundle)
+    store = _store(config)
+    try:
+        note(store, released, time.time_ns())
+        print(f"release {released.counter} of {released.family} is signed: {released.bundle}")
+        broker.send(config.broker, hints(store, released), retain=True)
+    except BrokerError as error:
+        print(f"the broker could not be told ({error}); devices will see the release at their next look")
+    finally:
+        store.close()
 
 
 def _config(args: argparse.Namespace) -> Config:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -31,7 +32,11 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from cloud_sync.errors import ReleaseError
+from cloud_sync.store import Store, audit
+from cloud_sync.store.tables import Device, Release
+from edge_agent.contract import topics, wire
 from edge_agent.contract.manifest import GRAPHS, Manifest, bundle_hash
+from edge_agent.contract.status import Desired
 
 FAMILY = "tectum-default"
 #: Role → keys made and signatures needed.
@@ -209,6 +214,29 @@ class Repository:
                 f"{KEYS[role][1]} keys {role}-*.pem are needed in {self._keys}; there are {len(paths)}"
             )
         return [CryptoSigner(load_pem_private_key(path.read_bytes(), None)) for path in paths]
+
+
+def note(store: Store, released: Released, now_ns: int) -> None:
+    """Write a release down: what the dashboard calls it, and who signed what when."""
+    with store.write() as session:
+        session.merge(
+            Release(
+                hash=released.bundle,
+                family=released.family,
+                name=released.name,
+                counter=released.counter,
+                released_ns=now_ns,
+            )
+        )
+        audit.record(session, "console", "release", f"{released.family} {released.counter} {released.bundle}", now_ns)
+
+
+def hints(store: Store, released: Released) -> list[tuple[str, bytes]]:
+    """Topic and payload of the retained hint for every device that is enrolled."""
+    payload = wire.encode(Desired(bundle=released.bundle))
+    with store.read() as session:
+        enrolled = session.execute(sa.select(Device.site, Device.name).where(Device.revoked_ns.is_(None))).all()
+    return [(topics.down(site, name, "desired"), payload) for site, name in enrolled]
 
 
 def _checked(bundle: Path) -> tuple[bytes, Manifest]:
