@@ -43,14 +43,14 @@ class Stage:
 #: The stop, in order. A stage that is done early leaves its time to those behind it; with the interpreter's own
 #: end it takes 5 s at most.
 STOP_ORDER = (
-    Stage("sources", 0.8, "nothing new may come in, or the queue in front of the pipeline never runs dry"),
-    Stage("pipeline", 1.6, "what was captured is scored, and every open event gets its `end`"),
+    Stage("sources", 0.7, "nothing new may come in, or the queue in front of the pipeline never runs dry"),
+    Stage("pipeline", 1.3, "what was captured is scored, and every open event gets its `end`"),
     Stage(
         "evidence",
         2.8,
         "the events just ended still get their clip: it needs the rings, which sources no longer fill",
     ),
-    Stage("health", 3.0, "its last numbers cover the drain; after it nobody asks the parts for figures"),
+    Stage("health", 2.4, "its last numbers cover the drain; after it nobody asks the parts for figures"),
     Stage("publish", 3.8, "flushes what the stages above put into the outbox; the rest goes at the next start"),
     Stage(
         "upload", 4.1, "resumable, so it may stop anywhere; after publish, since a message is worth more than a clip"
@@ -232,15 +232,15 @@ class Supervisor:
                 log.warning("%s hangs; closing it from outside", runner.spec.name)
                 runner.unblock()
 
-    def stop(self) -> list[str]:
+    def stop(self, patience: float = 1.0) -> list[str]:
         """Stop stage by stage; the names of the services that did not, whose threads are left behind.
 
-        Returns within the last stage's `done_by_s`. May be called twice.
+        Returns within the last stage's `done_by_s` times `patience`. May be called twice.
         """
         began_ns = self._clock.monotonic_ns()
 
         def left_s(stage: Stage) -> float:
-            return max(0.0, stage.done_by_s - (self._clock.monotonic_ns() - began_ns) / 1e9)
+            return max(0.0, stage.done_by_s * patience - (self._clock.monotonic_ns() - began_ns) / 1e9)
 
         late: list[str] = []
         for stage in self._order:

@@ -39,8 +39,8 @@ _SLACK_NS = 6 * _SECOND_NS  #: an event is known this long after its onset at th
 _SETTLE_NS = _SECOND_NS // 2  #: the last packets of a clip may still be on their way
 _BEHIND_NS = 30 * _SECOND_NS  #: how far the encoder may fall behind before clips lose their beginning
 _POLL_S = 0.2
-_STOP_GRACE_S = 0.8  #: of encoding after the stop; what has been encoded by then is the clip
-_STOP_PRE_NS = _SECOND_NS  #: pre-roll of a clip that is made during the stop, so that it reaches its onset
+_HURRY_S = 5.0  #: with less time than this after the stop, clips start shortly before their onset, to reach it
+_HURRY_PRE_NS = _SECOND_NS
 MAX_STORIES = 64
 
 
@@ -88,6 +88,7 @@ class EvidenceStore:
         self._stories: dict[str, _Story] = {}
         self._counts: Counter[str] = Counter(made=0, failed=0, refused=0)
         self._hurry_from_ns: int | None = None
+        self.stop_grace_s = 0.8  #: of encoding after the stop; what has been encoded by then is the clip
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -174,7 +175,8 @@ class EvidenceStore:
         with self._lock:
             self._stories.pop(story.event_id, None)  # first, or a story that breaks the service would break it again
         if stop.is_set():
-            story.start_ns = max(story.start_ns, story.onset_ns - _STOP_PRE_NS)
+            if self.stop_grace_s < _HURRY_S:
+                story.start_ns = max(story.start_ns, story.onset_ns - _HURRY_PRE_NS)
             story.due_ns = min(story.due_ns, self._clock.monotonic_ns())
         try:
             self._make(story, "trace", self._trace)
@@ -258,7 +260,7 @@ class EvidenceStore:
             return False
         now_ns = self._clock.monotonic_ns()
         if self._hurry_from_ns is None:
-            self._hurry_from_ns = now_ns + int(_STOP_GRACE_S * _SECOND_NS)
+            self._hurry_from_ns = now_ns + _ns(self.stop_grace_s)
         return now_ns >= self._hurry_from_ns
 
 
