@@ -107,7 +107,7 @@ class Synthetic:
         return options.episodes
 
     def _due(self) -> tuple[int, int]:
-        """Which kind is next, and when it is complete, in ns since open: a block of sound ends 100 ms after it began."""
+        """Which kind is next, and when it is whole (ns since open): a block of sound ends 100 ms after it began."""
         frame, block, second = self._next
         times = {
             0: round(frame * _SECOND / self._options.fps),
