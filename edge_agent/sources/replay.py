@@ -1,4 +1,4 @@
-"""A recorded session, played again: the same samples in the same order, at once by `samples` or in time as a source."""
+"""A recorded session, played again: the same samples in the same order, at once (`samples`) or in time (`Replay`)."""
 
 from __future__ import annotations
 
