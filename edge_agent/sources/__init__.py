@@ -44,12 +44,12 @@ def create(config: SourceConfig, clock: Clock) -> Source:
     ConfigError if no such driver is installed, it cannot be imported, or an option is wrong; nothing is connected.
     """
     driver = _driver(config)
+    chosen = options(config, driver.Options)
     try:
-        return driver(config.name, options(config, driver.Options), clock)
+        return driver(config.name, chosen, clock)
     except ConfigError as error:
-        if error.path:
-            raise
-        raise ConfigError(str(error), f"sources[{config.name}].options") from error
+        where = f"sources[{config.name}].options" + (f".{error.path}" if error.path else "")
+        raise ConfigError(str(error).removeprefix(f"{error.path}: "), where) from error
 
 
 def _driver(config: SourceConfig) -> Driver:

@@ -20,7 +20,7 @@ MAX_LENGTH = 2048
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.,_-]*:")
-_URL_TEXT = re.compile(r"[!-~]+")
+_URL_TEXT = re.compile(r"""[!#-;=?-\[\]_a-z~]+""")  # printable ASCII without " < > \ ^ ` { | }
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _file(text: str) -> Address:
 
 def _network(url: str, scheme: str, username: str | None, password: str | None) -> Address:
     if not _URL_TEXT.fullmatch(url):
-        raise ConfigError("an address holds printable ASCII only, without spaces; write others as %XX", "url")
+        raise ConfigError("an address holds letters, digits and the signs of URLs; write others as %XX", "url")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or _PORTS[scheme]

@@ -191,7 +191,7 @@ def _library() -> Any:
         return importlib.import_module("pyaudio")  # optional: only a site with a microphone has it
     except ImportError as error:
         raise ConfigError(
-            f"PyAudio is missing ({error}): apt install portaudio19-dev && pip install 'tectum[mic]'", "driver"
+            f"PyAudio is missing ({error}): apt install portaudio19-dev && pip install 'tectum[mic]'"
         ) from error
 
 

@@ -13,9 +13,9 @@ from edge_agent.errors import ConfigError
 
 MAX_PAYLOAD = 64 * 1024  #: bytes
 _MAX_DEPTH = 16
-_NUMBER = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,32}(\.[0-9]{0,32})?|\.[0-9]{1,32})([eE][+-]?[0-9]{1,3})?")
 _KEY = re.compile(r"[^.\[\]]+")
-_INDEX = re.compile(r"\[(\d{1,4})\]")
+_INDEX = re.compile(r"\[([0-9]{1,4})\]")
 #: What switches and contacts say.
 _WORDS = {
     "on": 1.0,
