@@ -65,7 +65,7 @@ class OutboxMachine(RuleBasedStateMachine):
             message = self.box.put(event(phase, self.onset, label=label, priority=priority, points=size))
             self.promised([message])
 
-    @rule(count=st.integers(1, 12), priority=priorities, size=points)
+    @rule(count=st.integers(1, 30), priority=priorities, size=points)
     def put_all(self, count: int, priority: Priority, size: int) -> None:
         events = [event("end", self.onset + n, label="many", priority=priority, points=size) for n in range(count)]
         with contextlib.suppress(StorageError):
