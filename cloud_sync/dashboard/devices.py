@@ -160,15 +160,15 @@ def _figures(device: DeviceView) -> None:
     evicted = int(health.get("evicted", 0))
     restarts = sum(int(count) for count in (health.get("restarts") or {}).values())
     with Tag("div", "figures"):
-        _figure("Step p50 / p99", f"{health.get('step_p50_ms', 0):.1f} / {health.get('step_p99_ms', 0):.1f} ms")
-        _figure("CPU, of one core", f"{health.get('cpu_share', 0):.0%}")
+        _figure("Step p50, p99", f"{health.get('step_p50_ms', 0):.1f}, {health.get('step_p99_ms', 0):.1f} ms")
+        _figure("CPU of one core", f"{health.get('cpu_share', 0):.0%}")
         _figure("Memory", words.size(int(health.get("rss_bytes", 0))))
         _figure("Up for", words.span(float(health.get("uptime_s", 0))))
         size = words.size(int(health.get("outbox_bytes", 0)))
         _figure("Outbox", f"{backlog} rows, {size}", "warn" if backlog >= _BACKLOG else "")
         _figure("Evicted", str(evicted), "bad" if evicted else "")
-        _figure("Reported lost", str(device.lost), "bad" if device.lost else "")
-        _figure("Restarts of parts", str(restarts), "warn" if restarts else "")
+        _figure("Lost", str(device.lost), "bad" if device.lost else "")
+        _figure("Restarts", str(restarts), "warn" if restarts else "")
 
 
 def _figure(name: str, value: str, kind: str = "") -> None:

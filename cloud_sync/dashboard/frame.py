@@ -54,7 +54,7 @@ def page(viewer: Viewer, title: str, tab: str, narrow: bool = False) -> Iterator
     Tag("a", "skip", "Skip to content", href="#content")
     with Tag("header", "top"):
         with Tag("a", "brand", href="/", aria_label="Tectum: alerts"):
-            Tag("span", "mark")
+            Tag("span", "logo")
             Tag("span", text="Tectum")
         with Tag("nav", "nav", aria_label="Main"):
             for name, href, text, picture in TABS:

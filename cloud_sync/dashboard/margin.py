@@ -56,12 +56,12 @@ def scenes(devices: list[DeviceView]) -> list[tuple[str, str, tuple[str, ...]]]:
 def watched(devices: list[DeviceView]) -> None:
     """Every scene with the device that watches it and whether it can be believed."""
     with Tag("ul", "watched"):
-        for device in devices:
-            for scene in device.state.get("scenes") or ("",):
+        for name, presence, watching in scenes(devices):
+            for scene in watching:
                 with Tag("li"):
-                    Tag("span", f"dot {DOTS[device.presence]}", role="img", aria_label=PRESENCE[device.presence])
-                    Tag("span", text=words.title(str(scene)) if scene else "No scene yet")
-                    Tag("span", "dim", f"{device.name}, {PRESENCE[device.presence].lower()}")
+                    Tag("span", f"dot {DOTS[presence]}", role="img", aria_label=PRESENCE[presence])
+                    Tag("span", text=words.title(scene) if scene else name)
+                    Tag("span", "dim", f"{name}, {PRESENCE[presence].lower()}" if scene else PRESENCE[presence].lower())
 
 
 def margin(found: overview.Overview, devices: list[DeviceView]) -> None:

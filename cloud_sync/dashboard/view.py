@@ -186,7 +186,7 @@ def _spectrogram(id: str, file: EvidenceView, at: Callable[[int], float]) -> dic
         "kind": "image",
         "title": "Sound",
         "icon": "graphic_eq",
-        "unit": "pitch over time",
+        "unit": "low to high pitch",
         "src": evidence_url(id, "spectrogram") if file.stored else None,
         "from": at(file.start_ns),
         "to": at(file.end_ns),

@@ -38,6 +38,8 @@ _ICONS = {
     "anomaly": "troubleshoot",
 }
 
+_SPELT = {"co2": "CO₂", "pm10": "PM10", "voc": "VOC"}
+
 #: A share smaller than this (logit) is said to have hardly mattered: it moves no probability by over 2.5 %.
 _NEGLIGIBLE = 0.1
 
@@ -45,7 +47,7 @@ _NEGLIGIBLE = 0.1
 def title(name: str) -> str:
     """A label, scene or source name as a title: `glass_break` → `Glass break`."""
     text = name.replace("_", " ").replace("-", " ").strip()
-    return text[:1].upper() + text[1:]
+    return _SPELT.get(text, text[:1].upper() + text[1:])
 
 
 def icon(label: str) -> str:
@@ -66,6 +68,11 @@ def probability(logit: float) -> float:
 
 def _join(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _list(modalities: Sequence[str]) -> str:
+    """Modalities at the start of a sentence: `Sensors and sound`."""
+    return _join([MODALITY_NAMES[m].lower() for m in modalities]).capitalize()
 
 
 def explain_shares(shares: Mapping[str, float], present: Collection[str]) -> list[str]:
@@ -90,19 +97,19 @@ def _effects(shares: Mapping[str, float]) -> list[str]:
     ranked = sorted(shares, key=lambda m: -abs(shares[m]))
     raised = [m for m in ranked if shares[m] >= _NEGLIGIBLE]
     lowered = [m for m in ranked if shares[m] <= -_NEGLIGIBLE]
-    little = [MODALITY_NAMES[m].lower() for m in ranked if abs(shares[m]) < _NEGLIGIBLE]
+    little = [m for m in ranked if abs(shares[m]) < _NEGLIGIBLE]
     sentences = []
     if raised:
         first = MODALITY_NAMES[raised[0]]
         sentences.append(f"{first} raised the score the most." if len(shares) > 1 else f"{first} raised the score.")
         if raised[1:]:
-            sentences.append(f"{_join([MODALITY_NAMES[m] for m in raised[1:]])} raised it too.")
+            sentences.append(f"{_list(raised[1:])} raised it too.")
     elif shares:
         sentences.append("No input raised the score by itself.")
     if lowered:
-        sentences.append(f"{_join([MODALITY_NAMES[m] for m in lowered])} lowered it.")
+        sentences.append(f"{_list(lowered)} lowered it.")
     if little and (raised or lowered):
-        sentences.append(f"{_join(little).capitalize()} hardly mattered.")
+        sentences.append(f"{_list(little)} hardly mattered.")
     return sentences
 
 

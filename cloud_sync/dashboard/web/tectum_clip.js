@@ -7,6 +7,7 @@ export default {
   <div class="clip">
     <video v-if="src" ref="video" :src="src" :poster="poster || undefined" controls playsinline preload="metadata"
       aria-label="Clip of the alert, with sound" @play="follow" @seeked="tell" @timeupdate="tell" @error="failed = true"></video>
+    <img v-if="!src && poster" :src="poster" alt="Snapshot, until the clip is here">
     <div v-if="!src || failed" class="waiting big">
       <q-icon :name="failed ? 'error_outline' : 'hourglass_top'"/>
       <span>{{ failed ? 'This browser could not play the clip.' : waiting }}</span>

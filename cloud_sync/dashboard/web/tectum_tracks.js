@@ -93,7 +93,9 @@ export default {
       let low = score ? 0 : Math.min(...values);
       let high = score ? 1 : Math.max(...values);
       const flat = high - low < 1e-9;
-      if (flat) [low, high] = [low - 1, high + 1];
+      // A scale that hugged its values would make the noise of a steady sensor look like an event.
+      const least = Math.max(Math.abs(high), Math.abs(low)) * 0.15 || 1;
+      if (!score && high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
       const y = (value) => 96 - ((value - low) / (high - low)) * 92;
       let line = "";
       let last = null;
@@ -129,10 +131,12 @@ export default {
       if (track.kind === "image") return track.unit ?? "";
       if (!track.points.length) return "no data";
       const here = this.moment(track);
-      const unit = track.unit ? ` ${track.unit}` : "";
-      if (here) return `${track.kind === "score" ? here[1].toFixed(2) : number(here[1])}${unit}`;
-      const values = track.points.map((p) => p[1]);
-      return track.kind === "score" ? `peak ${Math.max(...values).toFixed(2)}` : `${number(values.at(-1))}${unit}`;
+      if (track.kind === "score") {
+        return here ? here[1].toFixed(2) : `peak ${Math.max(...track.points.map((p) => p[1])).toFixed(2)}`;
+      }
+      const value = (here ?? track.points.at(-1))[1];
+      if (track.unit === "0/1") return value >= 0.5 ? "on" : "off";
+      return `${number(value)}${track.unit ? ` ${track.unit}` : ""}`;
     },
     dot(track) {
       const here = track.y && this.moment(track);
