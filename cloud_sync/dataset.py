@@ -52,7 +52,7 @@ def _votes(session: Session) -> dict[str, list[tuple[str, str]]]:
     newest = sa.select(sa.func.max(Verdict.id)).group_by(Verdict.event_id, Verdict.user)
     query = sa.select(Verdict.event_id, Verdict.user, Verdict.verdict).where(Verdict.id.in_(newest))
     votes: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for event_id, user, verdict in session.execute(query).tuples():
+    for event_id, user, verdict in session.execute(query):
         votes[event_id].append((user, verdict))
     return votes
 

@@ -44,7 +44,7 @@ def devices(session: Session, viewer: Viewer, now_ns: int) -> list[DeviceView]:
     if viewer.sites is not None:
         query = query.where(Device.site.in_(viewer.sites))
     counts = sa.select(Loss.device, sa.func.sum(Loss.count)).where(Loss.reason.in_(GAPS)).group_by(Loss.device)
-    lost = {name: int(count) for name, count in session.execute(counts).tuples()}
+    lost = {name: int(count) for name, count in session.execute(counts)}
     return [_view(row, lost.get(row.name, 0), now_ns) for row in session.execute(query).scalars()]
 
 

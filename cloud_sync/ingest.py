@@ -255,7 +255,7 @@ class _Transaction:
             statement = self._store.insert(Received).on_conflict_do_nothing()
             keys = statement.returning(Received.device, Received.stream, Received.seq)
             values = [self._received(piece) for piece in first.values()]
-            inserted = {(device, stream, seq) for device, stream, seq in self._session.execute(keys, values).tuples()}
+            inserted = {(device, stream, seq) for device, stream, seq in self._session.execute(keys, values)}
         again += [piece for key, piece in first.items() if key not in inserted]
         self._compare(again)
         self.counts["received"] += len(inserted)

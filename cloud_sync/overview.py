@@ -78,7 +78,7 @@ def overview(session: Session, viewer: Viewer, now_ns: int) -> Overview:
     )
     verdicts = {"real": 0, "false": 0, "unsure": 0, "none": 0}
     open_count = 0
-    for verdict, is_open, count in session.execute(query).tuples():
+    for verdict, is_open, count in session.execute(query):
         verdicts[verdict or "none"] += count
         open_count += count if is_open else 0
     return Overview(sum(verdicts.values()), open_count, verdicts, _hours(session, viewer, now_ns))
@@ -91,7 +91,7 @@ def _hours(session: Session, viewer: Viewer, now_ns: int) -> tuple[int, ...]:
     query = (
         sa.select(hour, sa.func.count()).where(visible(viewer), Alert.started_ns >= first * _HOUR_NS).group_by(hour)
     )
-    counts = {int(start) // _HOUR_NS: count for start, count in session.execute(query).tuples()}
+    counts = {int(start) // _HOUR_NS: count for start, count in session.execute(query)}
     return tuple(counts.get(first + index, 0) for index in range(HOURS))
 
 
@@ -121,7 +121,7 @@ def course(session: Session, viewer: Viewer, id: str) -> Course | None:
         .order_by(Received.received_ns, Received.seq)
         .limit(MAX_MESSAGES)
     )
-    sent = [(at, msgspec.json.decode(body, type=_Sent)) for at, body in session.execute(query).tuples()]
+    sent = [(at, msgspec.json.decode(body, type=_Sent)) for at, body in session.execute(query)]
     if not sent:
         return None
     first_at, first = min(sent, key=lambda item: item[1].wall_ns)
@@ -152,4 +152,4 @@ def dead_letters(session: Session, viewer: Viewer) -> dict[str, int]:
         raise AccessRefused(403, f"{viewer.name} may not see refused messages")
     count = sa.func.count()
     query = sa.select(DeadLetter.reason, count).group_by(DeadLetter.reason).order_by(count.desc())
-    return dict(session.execute(query).tuples().all())
+    return dict(session.execute(query).all())

@@ -171,7 +171,7 @@ def alerts(
         query = query.order_by(Alert.started_ns.desc(), Alert.id.desc())
     if before is not None:
         query = query.where(sa.tuple_(Alert.started_ns, Alert.id) < sa.tuple_(*_cursor(before)))
-    found = session.execute(query.limit(max(1, min(limit, MAX_LIMIT)))).tuples().all()
+    found = session.execute(query.limit(max(1, min(limit, MAX_LIMIT)))).all()
     roles = _stored_roles(session, [row.id for row, _ in found])
     return [_row(row, verdict, roles.get((row.id, row.device), ())) for row, verdict in found]
 
@@ -191,7 +191,7 @@ def alert(session: Session, viewer: Viewer, id: str) -> AlertDetail:
     ).scalars()
     points = session.execute(
         sa.select(Point.step, Point.score).where(Point.event_id == id).order_by(Point.step).limit(MAX_POINTS)
-    ).tuples()
+    )
     verdicts = _verdicts(session, id)
     views = tuple(_evidence(file) for file in files)
     state = session.execute(sa.select(Device.state).where(Device.name == row.device)).scalar() or {}
@@ -303,7 +303,7 @@ def _stored_roles(session: Session, ids: Sequence[str]) -> dict[tuple[str, str],
         EvidenceFile.event_id.in_(ids), EvidenceFile.stored
     )
     roles: dict[tuple[str, str], list[str]] = {}
-    for id, device, role in session.execute(query.order_by(EvidenceFile.role)).tuples():
+    for id, device, role in session.execute(query.order_by(EvidenceFile.role)):
         roles.setdefault((id, device), []).append(role)
     return roles
 

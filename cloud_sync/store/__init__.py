@@ -39,8 +39,9 @@ _WRITES = "tectum_writes"
 class Store:
     """Transactions on one database. Safe to share between threads; each block is a transaction of its own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, busy_s: float = BUSY_S) -> None:
         self.engine = engine
+        self._busy_s = busy_s
         self._readers = sessionmaker(engine, expire_on_commit=False)
         # The option reaches the `begin` listener: SQLite must take its write lock at once (BEGIN IMMEDIATE),
         # for a reader that turns writer half-way gets SQLITE_BUSY however long it would wait.
@@ -58,8 +59,8 @@ class Store:
 
         StoreBusy where the database is locked, full or away. Do nothing slow inside: others wait.
         """
-        if self._turn is not None:
-            self._turn.acquire()
+        if self._turn is not None and not self._turn.acquire(timeout=self._busy_s):
+            raise StoreBusy(f"database {self.engine.url.render_as_string()}: another thread writes for too long")
         try:
             with _plain_errors(self.engine), self._writers.begin() as session:
                 session.connection()  # the write lock now, not at the first statement
@@ -118,7 +119,7 @@ def open_store(url: str, busy_s: float = BUSY_S) -> Store:
     except ArgumentError as error:
         raise StoreError(f"database {url!r} is not a URL such as sqlite:////var/lib/tectum/cloud.db") from error
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
-        return Store(_sqlite(parsed, busy_s))
+        return Store(_sqlite(parsed, busy_s), busy_s)
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         return Store(
             sa.create_engine(
