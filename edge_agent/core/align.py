@@ -49,6 +49,8 @@ MAX_FRAME_BYTES = 192 << 20
 MAX_AUDIO_S = 30
 MAX_CHUNKS = 4096
 MAX_READINGS = 4096
+#: A value beyond this is no measurement, and would not fit float32.
+MAX_VALUE = 1e30
 MAX_HEARD_STEPS = 512
 
 COUNTERS = (
@@ -307,7 +309,7 @@ class _Scene:
                 continue
             known = True
             value = float(sample.data.value) * channel.scale + channel.offset
-            if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+            if not math.isfinite(value) or abs(value) > MAX_VALUE:
                 self._counters["invalid"] += 1
                 continue
             self._readings.append(_Pending(from_ns, sample.captured_ns, index, value))

@@ -18,9 +18,14 @@ Polygons = Sequence[Sequence[tuple[float, float]]]
 
 #: Grey levels (of 255) that a cell of the small picture must change by, beyond light and noise, to have moved.
 MOTION_LEVELS = 14.0
+#: Structure around a cell (covariance over variance, 1 is unchanged) below which it is another thing that is seen.
+MOTION_LIKENESS = 0.5
 #: A change that covers more of the picture than this is light, exposure or a shaken camera, not somebody.
 MOTION_GLOBAL = 0.6
 _FIT_STRIDE = 2
+_STRUCTURE_CELLS = (7, 7)
+#: Variance that noise alone makes in flat places, in levels².
+_FLAT = 60.0
 
 
 def vision(frames: Sequence[U8], spec: VisionSpec) -> U8:
@@ -69,19 +74,22 @@ def region(polygon: Sequence[tuple[float, float]], height: int, width: int) -> N
 
 
 def moving(picture: U8) -> NDArray[np.bool_]:
-    """Which cells of a prepared picture (5, height, width) moved between t − d1 and t.
+    """Which cells of a prepared picture (5, height, width) moved between t − d2 and t.
 
-    The light of t − d1 is first fitted to that of t (gain and offset, twice, the second time without what did not
-    fit), so that a lamp or the camera's exposure moves nothing; then |difference|, averaged over 3x3, must exceed
-    `MOTION_LEVELS` and five times the picture's own noise. All False where more than `MOTION_GLOBAL` moved.
+    (In d1 a walker who is some way off moves less than a cell.) A cell moved if its luma changed by more than
+    `MOTION_LEVELS` and than the picture's own noise, *and* the structure around it changed: light that goes on or
+    off, even in one corner, scales what is there but leaves its edges where they are. The light of t − d2 is fitted
+    to that of t first (gain and offset of the whole picture). All False where more than `MOTION_GLOBAL` moved.
     """
     now = luma(picture[:3].transpose(1, 2, 0)).astype(np.float32)
-    past = picture[3].astype(np.float32)
-    residual = now - _relit(past, now)
-    change = cv2.blur(np.abs(residual), (3, 3))
+    past = _relit(picture[4].astype(np.float32), now)
+    change = np.asarray(cv2.blur(np.abs(now - past), (3, 3)), np.float32)
     # Median of |noise| averaged over 3x3: robust while less than half of the picture moves.
-    level = max(MOTION_LEVELS, 5.0 * float(np.median(change)))
-    moved: NDArray[np.bool_] = np.asarray(change) > level
+    level = max(MOTION_LEVELS, 5.0 * float(np.median(change[::_FIT_STRIDE, ::_FIT_STRIDE])))
+    moved: NDArray[np.bool_] = change > level
+    if not moved.any():
+        return moved
+    moved &= _likeness(now, past) < MOTION_LIKENESS
     if float(moved.mean()) > MOTION_GLOBAL:
         return np.zeros_like(moved)
     return moved
@@ -136,8 +144,17 @@ def window(record: Window, history: Sequence[SensorStep], manifest: Manifest, ma
 def _small(frame: U8, spec: VisionSpec) -> U8:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise ValueError(f"a frame must be uint8 (height, width, 3), got {frame.dtype} {frame.shape}")
-    size = (spec.width, spec.height)
-    small: U8 = cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    picture = np.ascontiguousarray(frame)
+    height, width = frame.shape[:2]
+    # Halves first: OpenCV averages 2x2 with vector instructions, other blocks without (1080p: 14 → 3.5 ms).
+    while width % 2 == 0 and height % 2 == 0 and width >= 2 * spec.width and height >= 2 * spec.height:
+        width, height = width // 2, height // 2
+        picture = _averaged(picture, width, height)
+    return _averaged(picture, spec.width, spec.height)
+
+
+def _averaged(picture: U8, width: int, height: int) -> U8:
+    small: U8 = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     return small
 
 
@@ -160,8 +177,21 @@ def _relit(past: F32, now: F32) -> F32:
         error = np.abs(y - (gain * x + offset))
         near = error <= np.median(error)
         gain, offset = _line(x[near], y[near])
-    relit: F32 = np.clip(np.float32(gain) * past + np.float32(offset), 0, 255)
+    relit: F32 = np.clip(gain * past + offset, 0, 255).astype(np.float32)
     return relit
+
+
+def _likeness(now: F32, past: F32) -> F32:
+    """How alike the structure around each cell is, −1..1: SSIM's contrast-structure term, 1 where both are flat."""
+
+    def mean(plane: F32) -> F32:
+        return np.asarray(cv2.blur(plane, _STRUCTURE_CELLS), np.float32)
+
+    mean_now, mean_past = mean(now), mean(past)
+    covariance = mean(now * past) - mean_now * mean_past
+    variances = mean(now * now) - mean_now * mean_now + mean(past * past) - mean_past * mean_past
+    likeness: F32 = (2 * covariance + _FLAT) / (np.maximum(variances, 0) + _FLAT)
+    return likeness
 
 
 def _line(x: F32, y: F32) -> tuple[float, float]:
