@@ -12,6 +12,8 @@ from edge_agent.core.records import F32
 
 Draw = np.random.Generator
 F64 = NDArray[np.float64]
+#: Stretches of a syllable within which a voice changes evenly.
+_PARTS = 8
 #: First three formants (Hz) of nine vowels.
 _VOWELS = np.array(
     [
@@ -184,29 +186,39 @@ def voice(draw: Draw, rate_hz: int, shouting: bool) -> F32:
     """Speech without words: harmonics of a gliding pitch under moving formants, by syllables."""
     syllables = int(draw.integers(2, 4) if shouting else draw.integers(5, 10))
     rate = draw.uniform(2.2, 3.2) if shouting else draw.uniform(4.0, 5.5)
-    time = np.arange(int(syllables / rate * rate_hz)) / rate_hz
-    place = time * rate
-    spots = np.arange(syllables + 1)
+    length = int(rate_hz / rate / _PARTS)
+    spots, grid = np.arange(syllables + 1), np.arange(_PARTS * syllables + 1) / _PARTS
+    place = np.arange(length * _PARTS * syllables) / (length * _PARTS)
     low = draw.uniform(170, 260) if shouting else draw.uniform(95, 210)
-    pitch = low * np.interp(place, spots, draw.uniform(0.9, 1.6 if shouting else 1.15, syllables + 1))
+    pitch = low * np.interp(grid, spots, draw.uniform(0.9, 1.6 if shouting else 1.15, syllables + 1))
     loud = np.interp(place, spots, draw.uniform(0.5, 1.0, syllables + 1)) * np.abs(np.sin(np.pi * place)) ** 0.6
     formants = _VOWELS[draw.integers(0, len(_VOWELS), syllables + 1)]
-    phase = 2 * np.pi * np.cumsum(pitch) / rate_hz
-    grid = np.linspace(0, syllables, 8 * syllables)
-    tilt = 0.55 if shouting else 0.95
-    wave = np.zeros(len(time))
-    for k in range(1, 1 + int(3600 / float(pitch.max()))):
-        hertz = k * np.interp(grid, place, pitch)
-        gain = sum(
-            weight / (1.0 + ((hertz - np.interp(grid, spots, formants[:, n])) / width) ** 2)
-            for n, (weight, width) in enumerate(((1.0, 90.0), (0.6, 120.0), (0.3, 170.0)))
-        )
-        wave += np.interp(place, grid, gain * k**-tilt) * np.sin(k * phase)
-    breath = draw.standard_normal(len(time)) * np.maximum(np.cos(2 * np.pi * place), 0.0) ** 6
+    order = np.arange(1, 1 + int(3600 / pitch.max()))[:, None]
+    gains = order ** (-0.55 if shouting else -0.95) * sum(
+        weight / (1.0 + ((order * pitch - np.interp(grid, spots, formants[:, n])) / width) ** 2)
+        for n, (weight, width) in enumerate(((1.0, 90.0), (0.6, 120.0), (0.3, 170.0)))
+    )
+    wave = _harmonics(2 * np.pi * np.cumsum(np.interp(place, grid, pitch)) / rate_hz, np.asarray(gains), length)
+    breath = draw.standard_normal(len(place)) * np.maximum(np.cos(2 * np.pi * place), 0.0) ** 6
     wave = loud * wave + 0.05 * breath
-    level = 5200.0 if shouting else 1400.0
     peak = max(float(np.abs(wave).max()), 1e-6)
-    return np.asarray(level * (np.tanh(3.0 * wave / peak) if shouting else wave / peak), dtype=np.float32)
+    if shouting:
+        return np.asarray(5200.0 * np.tanh(3.0 * wave / peak), dtype=np.float32)
+    return np.asarray(1400.0 * wave / peak, dtype=np.float32)
+
+
+def _harmonics(phase: F64, gains: F64, length: int) -> F64:
+    """Sum over k of gain k times sin(k * phase); gains (K, parts + 1) hold every `length` samples, straight between.
+
+    sin((k + 1) p) = 2 cos(p) sin(k p) - sin((k - 1) p): a multiplication instead of a sine, five times as fast.
+    """
+    ramp = np.arange(length) / length
+    before, now, twice = np.zeros_like(phase), np.sin(phase), 2.0 * np.cos(phase)
+    wave = np.zeros_like(phase)
+    for gain in gains:
+        wave += (gain[:-1, None] + np.diff(gain)[:, None] * ramp).ravel() * now
+        before, now = now, twice * now - before
+    return wave
 
 
 def siren(tau: F64, style: int, swing_hz: float) -> F32:
