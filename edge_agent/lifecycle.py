@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from edge_agent.clock import Clock
 from edge_agent.errors import TectumError
 
 log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Service(Protocol):
@@ -286,6 +289,15 @@ def _side_thread(name: str, action: Callable[[], None]) -> threading.Thread:
             log.exception("%s broke", name)
 
     return threading.Thread(target=call, name=name, daemon=True)
+
+
+def block_signals() -> None:
+    """Hold `STOP_SIGNALS` back until the main thread waits for them with `sigtimedwait`.
+
+    To be called before any thread is started, for threads inherit the mask. One that comes while the model compiles
+    is not lost then, and no handler runs in the middle of something that holds a lock.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def notify_systemd(state: str) -> None:

@@ -30,9 +30,10 @@ from edge_agent.contract.event import MODALITIES, Event, Evidence, Message
 from edge_agent.contract.status import SourceStatus
 from edge_agent.core.pipeline import Pipeline
 from edge_agent.core.records import CLOCK, Kind, Model, Packet, Sample, Scores, Source
-from edge_agent.errors import BundleError, SourceEnded, SourceError, StorageError
+from edge_agent.errors import BundleError, SourceEnded, SourceError, StorageError, TectumError
 from edge_agent.health import Metrics
 from edge_agent.outbox import uuid7
+from edge_agent.sources.recording import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ WAITING: Mapping[Kind, int] = {"frame": 8, "audio": 64, "reading": 512, "objects
 _LATE_S = 2.0  #: silence after which a source counts as late, at least; else five times its usual interval
 _RATE_NS = 2_000_000_000  #: what the rate is averaged over
 _TURN_S = 0.1
+_PACKETS_WAITING = 4096  #: in front of a recording
 _SAVE_NS = 600 * 1_000_000_000  #: between two snapshots of the scenes' state, a few MB each
 _STEP_MS_TO_NS = 1_000_000
 #: What an engine may raise for a model that loads and does not run; anything else is the supervisor's.
@@ -255,8 +257,8 @@ class _Trial:
 class PipelineService:
     """Drives the core: one thread that scores, decides and hands events on.
 
-    evidence   told of every message, after it is on disk
-    state      file of the scenes' state between two runs of the agent
+    told     called with every message, after it is on disk
+    state    file of the scenes' state between two runs of the agent
     """
 
     def __init__(
@@ -267,7 +269,7 @@ class PipelineService:
         lateness_ms: int,
         mailbox: Mailbox,
         sink: Sink,
-        evidence: Callable[[Message], None],
+        told: Sequence[Callable[[Message], None]],
         metrics: Metrics,
         clock: Clock,
         state: Path,
@@ -277,7 +279,7 @@ class PipelineService:
         self._lateness_ms = lateness_ms
         self._mailbox = mailbox
         self._sink = sink
-        self._evidence = evidence
+        self._told = told
         self._metrics = metrics
         self._clock = clock
         self._state = state
@@ -376,7 +378,7 @@ class PipelineService:
         self._metrics.observe_score((self._clock.monotonic_ns() - end_ns) / 1e9)
 
     def _hand_on(self, events: Sequence[Event]) -> None:
-        """Events to the sink, all in one commit, then to the evidence."""
+        """Events to the sink, all in one commit, then to whoever is told."""
         if not events:
             return
         try:
@@ -394,8 +396,8 @@ class PipelineService:
                 self._open[event.scene, event.label] = event
             delay_s = (now_ns - (event.step + 1) * event.step_ms * _STEP_MS_TO_NS) / 1e9
             self._metrics.observe_event(event.scene, event.label, event.phase, delay_s)
-            log.info("%s", describe(event))
-            self._evidence(message)
+            for tell in self._told:
+                tell(message)
 
     def _put_alone(self, event: Event) -> list[Message]:
         """Its message, or none: to stop scoring would not make the disk any emptier, so the loss is counted."""
@@ -449,6 +451,41 @@ class PipelineService:
         if trial is not None:
             self._step_ns = self._model.manifest.step_ms * _STEP_MS_TO_NS
             trial.done.set_exception(BundleError(reason))
+
+
+class RecordService:
+    """Writes what the pipeline would get, and the packets beside it, to a recording."""
+
+    def __init__(self, recorder: Recorder, mailbox: Mailbox) -> None:
+        self.error: TectumError | None = None  #: why it ended early
+        self.dropped = 0  #: packets
+        self._recorder = recorder
+        self._mailbox = mailbox
+        self._packets: deque[Packet] = deque()
+
+    def keep(self, item: Sample | Packet) -> None:
+        """Take a packet; samples come by the mailbox. From the sources' threads."""
+        if isinstance(item, Packet):
+            if len(self._packets) >= _PACKETS_WAITING:
+                self._packets.popleft()
+                self.dropped += 1
+            self._packets.append(item)
+
+    def run(self, stop: threading.Event) -> None:
+        """Write until told to stop, then what still waits. StorageError when the disk or the recording is full."""
+        try:
+            while True:
+                stopping = stop.is_set()
+                samples = self._mailbox.take(_TURN_S)
+                while self._packets:
+                    self._recorder.put(self._packets.popleft())
+                for sample in samples:
+                    self._recorder.put(sample)
+                if stopping:
+                    return
+        except StorageError as error:
+            self.error = error
+            raise
 
 
 class ConsoleSink:

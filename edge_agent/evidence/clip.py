@@ -50,6 +50,12 @@ class Span:
     end_ns: int
 
 
+def missing_codecs() -> tuple[str, ...]:
+    """What PyAV's libraries lack of what clips are made with; empty as a rule."""
+    wanted = {"libx264": "H.264 encoder (libx264)", "aac": "AAC encoder", "h264": "H.264 decoder"}
+    return tuple(text for name, text in wanted.items() if name not in av.codecs_available)
+
+
 def write_clip(
     path: Path, footage: Footage, span: Span, masks: Sequence[Polygon], hurry: Callable[[], bool]
 ) -> tuple[int, int] | None:

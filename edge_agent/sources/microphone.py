@@ -186,6 +186,19 @@ class _Decimator:
         return np.convolve(joined, self._kernel, "valid")[:: self._factor].astype(np.float32)
 
 
+def recording_devices() -> tuple[str, ...]:
+    """Names of what this machine can record from; ConfigError if PyAudio is not installed."""
+    library = _library()
+    _silence_libraries()
+    with _PORTAUDIO:
+        audio = library.PyAudio()
+        try:
+            infos = [audio.get_device_info_by_index(index) for index in range(audio.get_device_count())]
+        finally:
+            audio.terminate()
+    return tuple(str(info["name"]) for info in infos if int(info["maxInputChannels"]) > 0)
+
+
 def _library() -> Any:
     try:
         return importlib.import_module("pyaudio")  # optional: only a site with a microphone has it
