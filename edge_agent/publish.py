@@ -63,7 +63,7 @@ class Publisher:
     state       what the retained birth message says; asked once a second, a change is published
     on_desired  called on the publishing thread with the cloud's hint; must return at once
     resend_s    how long a message may go unacknowledged before it is sent again and the socket is dropped
-    flush_s     how long a stop waits for acknowledgements
+    flush_s     how long a stop may take in all; the last half second of it is for saying good-bye
 
     ConfigError for a broker without TLS off loopback, or a CA that is none.
     """
@@ -161,7 +161,7 @@ class Publisher:
         looked_s = stop_s = 0.0
         while not stop_s or (self._now_s() < stop_s and self._outbox.counters["rows"]):
             if stop.is_set() and not stop_s:
-                stop_s = self._now_s() + self._flush_s
+                stop_s = self._now_s() + max(0.0, self._flush_s - GOODBYE_S)
             if self._now_s() - looked_s >= 1.0:
                 looked_s = self._now_s()
                 if (state := self._state()) != birth:
