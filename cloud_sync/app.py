@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from http.cookies import CookieError, SimpleCookie
 from types import FrameType
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -163,7 +163,8 @@ class Gate:
         if viewer is not None:
             return None
         if scope.get("method") in ("GET", "HEAD") and "text/html" in headers.get("accept", ""):
-            return RedirectResponse("/login", 303)
+            wanted = path + (f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else "")
+            return RedirectResponse("/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}", 303)
         return JSONResponse({"detail": "log in first"}, 401)
 
 
