@@ -190,8 +190,8 @@ def _likeness(now: F32, past: F32) -> F32:
     mean_now, mean_past = mean(now), mean(past)
     covariance = mean(now * past) - mean_now * mean_past
     variances = mean(now * now) - mean_now * mean_now + mean(past * past) - mean_past * mean_past
-    likeness: F32 = (2 * covariance + _FLAT) / (np.maximum(variances, 0) + _FLAT)
-    return likeness
+    likeness = (2 * covariance + _FLAT) / (np.maximum(variances, 0) + _FLAT)
+    return likeness.astype(np.float32, copy=False)
 
 
 def _line(x: F32, y: F32) -> tuple[float, float]:
