@@ -23,7 +23,7 @@ from edge_agent.core.records import U8, Kind, Packet, Sample
 from edge_agent.errors import ConfigError, SourceEnded, SourceError
 from edge_agent.sources.address import Address, check_local, check_resolved, parse
 from edge_agent.sources.line import Line
-from edge_agent.sources.timeline import SECOND, Live, Paced, Timeline
+from edge_agent.sources.timeline import SECOND, Arrival, Live, Paced, Timeline
 
 RATE_HZ = 16000
 BLOCK = 320  #: samples of the shortest block of sound: 20 ms
@@ -33,6 +33,7 @@ _UNUSABLE = 250  # packets in a row that do not decode: the stream is not what i
 _SLICE_S = 1.0  # RTSP resumes after an interrupt between packets, so a closed camera lets go within this
 _HEIGHT_709 = 720  # a stream that does not name its matrix: BT.709 from here on, BT.601 below, as players do
 _PARSED = ("h264", "hevc")  # RTP gives these in pieces: libav knows that a picture is whole when the next one starts
+_UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")  # formats without times: libav counts 25 pictures a second
 _INTRA = ("mjpeg",)  # every picture stands alone: what is not analysed need not be decoded
 _PROTOCOLS = {
     "file": "file",
@@ -166,9 +167,7 @@ class _Connection:
         timeline: Timeline | None = None
         while True:
             with self._connect() as container:
-                finite = self._work.address.scheme == "file" or bool(container.duration and container.duration > 0)
-                if timeline is None:
-                    timeline = Paced(self._work.clock.monotonic_ns()) if finite else Live()
+                timeline = timeline or self._timeline(container)
                 tracks = _tracks(container, self._work, timeline)
                 if not tracks:
                     raise self._error("holds neither picture nor sound that can be decoded here")
@@ -181,6 +180,12 @@ class _Connection:
             if not (self._work.options.loop and pulled):
                 return SourceEnded(f"{self._work.name}: {self._work.address.label} has been played")
             timeline.rewind()
+
+    def _timeline(self, container: InputContainer) -> Timeline:
+        finite = bool(container.duration and container.duration > 0)
+        if self._work.address.scheme == "file" or (finite and self._work.address.scheme not in _RESUMABLE):
+            return Paced(self._work.clock.monotonic_ns())
+        return Arrival() if container.format.name in _UNTIMED else Live()
 
     def _connect(self) -> InputContainer:
         options = self._work.options
@@ -316,7 +321,9 @@ class _Track:
             frames = packet.decode()
         except av.error.EOFError:  # flushed already
             return []
-        except (av.error.InvalidDataError, av.error.UnknownError, av.error.PatchWelcomeError) as error:
+        except (
+            av.FFmpegError
+        ) as error:  # a decoder does no I/O: InvalidData, EPERM and whatever else is the data's fault
             self._work.counters["corrupt"] += 1
             self._unusable += 1
             if self._unusable >= _UNUSABLE:
@@ -394,17 +401,14 @@ class _Picture(_Track):
 
     def _is_due(self, media_ns: int) -> bool:
         """A tenth of an interval early is in time, or 10 pictures of 10 would lose some to rounding."""
-        due_ns = self._due_ns
-        # Far before it is due: the sender's clock was set back.
-        return (
-            due_ns is None
-            or media_ns >= due_ns - self._interval_ns // 10
-            or media_ns < due_ns - 2 * self._interval_ns
-        )
+        captured_ns = self._timeline.captured_ns(self.kind, media_ns)
+        return self._due_ns is None or captured_ns >= self._due_ns - self._interval_ns // 10
 
     def _advance(self, media_ns: int) -> None:
-        late = self._due_ns is None or abs(media_ns - self._due_ns) > self._interval_ns
-        self._due_ns = (media_ns if late or self._due_ns is None else self._due_ns) + self._interval_ns
+        """In step with the pictures before, or anew from this one after a pause."""
+        captured_ns = self._timeline.captured_ns(self.kind, media_ns)
+        late = self._due_ns is None or captured_ns - self._due_ns > self._interval_ns
+        self._due_ns = (captured_ns if late or self._due_ns is None else self._due_ns) + self._interval_ns
 
     def _rgb(self, frame: av.VideoFrame) -> U8:
         """(height, width, 3), full range, by the stream's own matrix and range."""

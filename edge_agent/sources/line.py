@@ -72,7 +72,7 @@ class Line(Generic[T]):
                 self._change.notify_all()
                 return item
             if self._end is not None:
-                raise self._end
+                raise self._end.with_traceback(None)  # it may be raised again and again
             return None
 
     def close(self, wait_s: float) -> bool:

@@ -4,6 +4,7 @@ Picture and sound of one connection carry times of one sender's clock. `Live` fi
 a packet cannot arrive before what it holds was seen or heard, so the smallest (arrival − stream time) of the last
 15 to 30 s is the best estimate of the difference, and it is the same for every stream. What remains is the
 transport's and the encoder's smallest delay, which no receiver can know. `Paced` plays a file in real time.
+`Arrival` is for streams that carry no times at all (MJPEG over HTTP): a packet's time is when it came.
 """
 
 from __future__ import annotations
@@ -140,3 +141,18 @@ class Paced:
         """The next packet continues where the last one ended."""
         self._offset_ns = None
         self._last_ns.clear()
+
+
+class Arrival:
+    """Timeline of a live stream whose times were made up on the way."""
+
+    def __init__(self) -> None:
+        self.jumps = 0
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def arrived(self, stream: str, media_ns: int, now_ns: int, whole_ns: int | None = None) -> None:
+        self._last[stream] = media_ns, now_ns
+
+    def captured_ns(self, stream: str, media_ns: int) -> int:
+        last_ns, came_ns = self._last[stream]
+        return came_ns + min(0, media_ns - last_ns)

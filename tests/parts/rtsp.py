@@ -104,11 +104,13 @@ def clip(
     tone_hz: int | None = 880,
     picture: str | None = None,
     codec: str = "libx264",
+    before_output: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
 ) -> Path:
     """A demonstration clip by ffmpeg: a test picture and a tone, no B-frames, a key frame a second. Needs `ffmpeg`.
 
     picture  a lavfi source instead of `testsrc` of `size` and `fps`
+    before_output  further inputs of ffmpeg, and what belongs to them
     extra    further output options of ffmpeg
     """
     program = shutil.which("ffmpeg")
@@ -118,6 +120,6 @@ def clip(
     if tone_hz is not None:
         command += ["-f", "lavfi", "-i", f"sine=frequency={tone_hz}:sample_rate=44100", "-c:a", "aac"]
     encode = f"-t {seconds} -c:v {codec} -pix_fmt yuv420p -bf 0 -g {fps}".split()
-    command += [*encode, *extra, str(path)]
+    command += [*before_output, *encode, *extra, str(path)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return path
