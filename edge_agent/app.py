@@ -316,6 +316,7 @@ def run(config: Config, *, until_ended: bool = False) -> int:
     The caller has blocked `STOP_SIGNALS` before any thread was started, so that one that comes at any moment, during
     the build too, waits for `sigtimedwait` here. `until_ended`: also when every source has ended.
     """
+    log.info("edge-agent %s starts", __version__)
     agent = build(config, SystemClock())
     supervisor = agent.supervisor
     assert supervisor is not None

@@ -50,7 +50,7 @@ STOP_ORDER = (
     Stage("pipeline", 1.3, "what was captured is scored, and every open event gets its `end`"),
     Stage(
         "evidence",
-        2.8,
+        2.3,
         "the events just ended still get their clip: it needs the rings, which sources no longer fill",
     ),
     Stage("health", 2.4, "its last numbers cover the drain; after it nobody asks the parts for figures"),
