@@ -51,6 +51,7 @@ GIVE_UP_S = 60.0  #: a database that is away this long: end with an error, so th
 RETRY_S = (0.05, 2.0)  #: first and longest wait for the database, before jitter
 ACK_EVERY_S = 0.1  #: at most one ack per stream in this time …
 ACK_EVERY = 64  #: … unless so many messages wait for theirs
+SEEN_EVERY_NS = 5_000_000_000  #: a device's sign of life is written this often: a write less for most messages
 TELL_S = 60.0  #: counts go to the log this often
 _INT63 = 2**63 - 1
 _ENDS = ("end", "aborted")
@@ -232,8 +233,12 @@ class _Transaction:
             else:
                 known.append(piece)
             if piece.topic is not None and not problem and not (isinstance(piece, Status) and piece.retained):
-                self._devices[piece.topic.device].seen_ns = self._now_ns
+                self._seen(self._devices[piece.topic.device])
         return known
+
+    def _seen(self, device: Device) -> None:
+        if device.seen_ns is None or self._now_ns - device.seen_ns >= SEEN_EVERY_NS:
+            device.seen_ns = self._now_ns
 
     def _problem(self, topic: topics.Topic) -> str:
         device = self._devices.get(topic.device)
