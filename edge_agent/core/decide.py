@@ -142,8 +142,9 @@ class Decider:
         label, steps = point.label, point.limits.on_steps
         if track.above < steps or label in course.open or course.cooling.get(label, 0) > seen.step:
             return []
-        beside = [_rank(event.label) for event in course.open.values() if event.track == point.track]
-        if beside and (_rank(label) <= max(beside) or track.same_label < steps):
+        beside = {event.label for event in course.open.values() if event.track == point.track}
+        says_more = label in CRITICAL or (label != ANOMALY and beside == {ANOMALY})
+        if beside and not (says_more and track.same_label >= steps):
             return []
         onset_step = seen.step - steps + 1
         peak = max(score for step, score in track.points if step >= onset_step)
@@ -224,10 +225,6 @@ def _thresholds(on: float, off: float, wanted: float | None) -> tuple[float, flo
 def _logit(probability: float) -> float:
     kept = min(max(probability, 1e-6), 1 - 1e-6)
     return math.log(kept / (1 - kept))
-
-
-def _rank(label: str) -> int:
-    return 2 if label in CRITICAL else int(label != ANOMALY)
 
 
 def _track(rule: IntrusionRule) -> str:
