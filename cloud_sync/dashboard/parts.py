@@ -47,7 +47,6 @@ class _Component(ui.element, component=None, esm={"tectum": "web"}):
         new = {name: value for name, value in data.items() if self._props.get(name, ...) != value}
         if new:
             self._props.update(new)
-            self.update()
 
 
 def _payload(handler: Callable[[dict[str, Any]], Any]) -> Callable[[GenericEventArguments], Any]:
@@ -95,5 +94,6 @@ class AlertList(_Component, component="web/tectum_list.js"):
 
     def merge(self, changed: list[dict[str, object]], gone: list[str], rows: list[dict[str, object]]) -> None:
         """Show what changed and take away what left; `rows` is the whole list, for a browser that reconnects."""
-        self._props["rows"] = rows
+        with self._props.suspend_updates():  # it is the difference that travels now
+            self._props["rows"] = rows
         self.run_method("merge", changed, gone)

@@ -85,6 +85,14 @@ class Showcase:
         self._intake = ingest.Intake(self.store, self.services.config.ingest, lambda: self.now_ns)
         self._seq: dict[str, int] = {}
 
+    def step(self, ago_s: float) -> int:
+        """Index of the step of a moment in the past."""
+        return (self.started_ns - int(ago_s * S) - self.boot_ns) // STEP_NS
+
+    def wall_ns(self, step: int) -> int:
+        """When a step began."""
+        return self.boot_ns + step * STEP_NS
+
     def close(self) -> None:
         """Give the database back."""
         self.store.close()
@@ -111,6 +119,25 @@ class Showcase:
 
     def send(self, device: str, id: str, body: Body, at_ns: int, wall_quality: str = "ntp") -> None:
         """Send one durable message that was made at `at_ns` and arrives a third of a second later."""
+        self.now_ns = at_ns + 340_000_000
+        leaf = "rollout" if isinstance(body, Rollout) else "event"
+        self.publish(device, leaf, self._encode(device, id, body, at_ns, wall_quality))
+        self.now_ns = self.started_ns
+
+    def send_many(self, incidents: Sequence[Incident]) -> list[str]:
+        """Only the last message of each of many incidents, without evidence, in one transaction; the events' ids."""
+        ids, payloads = [], []
+        for incident in incidents:
+            at_ns = self.started_ns - int(incident.ago_s * S)
+            ids.append(uuid7(at_ns, incident))
+            last = life(incident, self.step(incident.ago_s))[-1]
+            payloads.append(self._encode(incident.device, ids[-1], last, at_ns, incident.wall_quality))
+        topic = topics.up(self.site, incidents[0].device, "event")
+        deliveries = [Delivery(topic, payload, False, 1, 1, 1) for payload in payloads]
+        self._intake.take([piece for delivery in deliveries for piece in ingest.read(delivery)])
+        return ids
+
+    def _encode(self, device: str, id: str, body: Body, at_ns: int, wall_quality: str) -> bytes:
         seq = self._seq[device] = self._seq.get(device, 0) + 1
         message = Message(
             device=device,
@@ -123,18 +150,16 @@ class Showcase:
             monotonic_ns=at_ns - self.boot_ns,
             body=body,
         )
-        self.now_ns = at_ns + 340_000_000
-        self.publish(device, "rollout" if isinstance(body, Rollout) else "event", wire.encode(message))
-        self.now_ns = self.started_ns
+        return wire.encode(message)
 
     def add(self, incident: Incident, width: int = 320, height: int = 180, fps: int = 10) -> str:
         """Play an incident and return its event's id. Renders hundreds of pictures: seconds at large sizes."""
         start_ns = self.started_ns - int(incident.ago_s * S)
         id = uuid7(start_ns, incident)
-        onset = (start_ns - self.boot_ns) // STEP_NS
-        site = _site(incident, width, height, fps)
-        for event in _life(incident, onset, _heat(site, incident) if "vision" in incident.shares else None):
-            self.send(incident.device, id, event, self.boot_ns + event.step * STEP_NS, incident.wall_quality)
+        onset = self.step(incident.ago_s)
+        site = site_of(incident, width, height, fps)
+        for event in life(incident, onset, _heat(site, incident) if "vision" in incident.shares else None):
+            self.send(incident.device, id, event, self.wall_ns(event.step), incident.wall_quality)
         length_s = PRE_S + incident.length_s + POST_S
         first_ns = onset * STEP_NS - int(PRE_S * S)
         for role in incident.evidence:
@@ -192,7 +217,7 @@ class Showcase:
             "steps": 286_000, "step_p50_ms": 6.1, "step_p99_ms": 11.8, "outbox_rows": 0, "outbox_bytes": 0,
             "evicted": 0, "wall_quality": "ntp", **more,
         }  # fmt: skip
-        self.now_ns = self.started_ns - int(ago_s * S)
+        self.now_ns = time.time_ns() - int(ago_s * S)
         self.publish(device, "state", wire.encode(born))
         self.publish(device, "health", wire.encode(Health(device=device, sources=sources, **health)))
         self.now_ns = self.started_ns
@@ -206,7 +231,8 @@ def uuid7(at_ns: int, seed: object) -> str:
     return str(uuid.UUID(int=value & ~(0x3 << 62) | (2 << 62)))
 
 
-def _site(incident: Incident, width: int, height: int, fps: int) -> Site:
+def site_of(incident: Incident, width: int, height: int, fps: int = 10) -> Site:
+    """The place where an incident happens, `PRE_S` after its start."""
     episode = Episode(incident.label, PRE_S, PRE_S + incident.length_s, NATURE[incident.label].modalities)
     return Site(incident.seed, (episode,), width=width, height=height, fps=fps)
 
@@ -219,7 +245,7 @@ def _score(incident: Incident, step: int, onset: int, last: int) -> float:
     return 1 / (1 + math.exp(-(NONE + sum(incident.shares.values()) * rise * fall + wobble)))
 
 
-def _life(incident: Incident, onset: int, heat: Heat | None) -> list[Event]:
+def life(incident: Incident, onset: int, heat: Heat | None = None) -> list[Event]:
     """The messages of an event: `new` two steps after the onset with what came before, an update, the last one."""
     last = onset + int(incident.length_s * 1000 / STEP_MS)
     scores = [ScorePoint(step, _score(incident, step, onset, last)) for step in range(onset - 10, last + 1)]
