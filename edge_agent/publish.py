@@ -520,6 +520,8 @@ class _Link:
         )
         client.username_pw_set(identity.broker.username, identity.broker.password)
         client.connect_timeout = CONNECT_TIMEOUT_S
+        # The window is ours (at most ReceiveMaximum); paho's own default of 20 would hold messages back.
+        client.max_inflight_messages_set(65_535)
         if tls is not None:
             client.tls_set_context(tls)
         client.will_set(self._topic("state"), wire.encode(_offline(identity)), qos=1, retain=True)
@@ -605,7 +607,6 @@ class _Link:
             self._signals.append(_Lost(f"the broker refuses the device: {code}. Is it enrolled?"))
             return
         receive_maximum = getattr(found, "ReceiveMaximum", 65_535)
-        client.max_inflight_messages_set(receive_maximum)  # paho's own default of 20 would hold messages back
         self._signals.append(
             _Welcome(bool(flags.session_present), receive_maximum, getattr(found, "MaximumPacketSize", 268_435_455))
         )
