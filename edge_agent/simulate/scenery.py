@@ -347,7 +347,8 @@ def _post(view: View, draw: Draw, place: tuple[float, float], make: tuple[float,
     (x, z), (half, top, colour) = place, make
     (x0, y0), (x1, y1) = view.pixel(x - half, top, z), view.pixel(x + half, 0.0, z)
     first, last = max(int(y0), 0), min(int(y1) + 1, view.height)
-    left, right = max(int(x0), 0), max(min(int(x1) + 1, view.width), int(x0) + 2)
+    left = min(max(int(x0), 0), view.width - 2)  # a narrow view has it at its edge
+    right = max(min(int(x1) + 1, view.width), left + 2)
     rows, cols = last - first, right - left
     pixels = grain(draw, rows, cols, colour, 0.06)
     round_off = (0.7 + 0.45 * np.sin(np.linspace(0.25, np.pi - 0.1, cols)))[None, :, None]
