@@ -320,9 +320,11 @@ def run(config: Config, *, until_ended: bool = False) -> int:
     agent = build(config, SystemClock())
     supervisor = agent.supervisor
     assert supervisor is not None
-    supervisor.start()
-    notify_systemd("READY=1")
-    code, patience = _watch(agent, supervisor, until_ended)
+    code, patience = 0, 1.0
+    if signal.sigtimedwait(STOP_SIGNALS, 0) is None:  # else it came while the model compiled: start nothing
+        supervisor.start()
+        notify_systemd("READY=1")
+        code, patience = _watch(agent, supervisor, until_ended)
     notify_systemd("STOPPING=1")
     if agent.evidence and patience > 1:
         agent.evidence.stop_grace_s *= patience

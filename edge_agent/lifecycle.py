@@ -46,20 +46,20 @@ class Stage:
 #: The stop, in order. A stage that is done early leaves its time to those behind it; with the interpreter's own
 #: end it takes 5 s at most.
 STOP_ORDER = (
-    Stage("sources", 0.7, "nothing new may come in, or the queue in front of the pipeline never runs dry"),
-    Stage("pipeline", 1.3, "what was captured is scored, and every open event gets its `end`"),
+    Stage("sources", 1.5, "nothing new may come in, or the queue in front of the pipeline never runs dry"),
+    Stage("pipeline", 2.0, "what was captured is scored, and every open event gets its `end`"),
     Stage(
         "evidence",
-        2.3,
+        2.9,
         "the events just ended still get their clip: it needs the rings, which sources no longer fill",
     ),
-    Stage("health", 2.4, "its last numbers cover the drain; after it nobody asks the parts for figures"),
-    Stage("publish", 3.8, "flushes what the stages above put into the outbox; the rest goes at the next start"),
+    Stage("health", 3.0, "its last numbers cover the drain; after it nobody asks the parts for figures"),
+    Stage("publish", 4.1, "flushes what the stages above put into the outbox; the rest goes at the next start"),
     Stage(
-        "upload", 4.1, "resumable, so it may stop anywhere; after publish, since a message is worth more than a clip"
+        "upload", 4.3, "resumable, so it may stop anywhere; after publish, since a message is worth more than a clip"
     ),
     Stage(
-        "update", 4.3, "every step of an update is safe to cut; it must not swap a model while the pipeline drains"
+        "update", 4.4, "every step of an update is safe to cut; it must not swap a model while the pipeline drains"
     ),
     Stage("outbox", 4.6, "last, because everyone above writes into it"),
 )

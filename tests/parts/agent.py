@@ -21,8 +21,8 @@ from edge_agent.contract.event import Event, Evidence, Message
 from edge_agent.contract.identity import Broker, Cloud, Identity
 from edge_agent.outbox import Outbox
 
-#: Something loud and smoky for as long as any test runs, from the second second on.
-FIRE = {"label": "fire", "start_s": 1.0, "end_s": 600.0, "modalities": ["vision", "audio", "sensors"]}
+#: Loud from the second second on, for four seconds.
+BANG = {"label": "explosion", "start_s": 1.0, "end_s": 600.0, "modalities": ["vision", "audio", "sensors"]}
 
 
 def site(
@@ -54,8 +54,8 @@ def site(
     return path
 
 
-def simulated(folder: Path, bundle: Path, episodes: Any = (FIRE,), **rest: Any) -> Path:
-    """One scene on a simulated site where it burns, or whatever `episodes` says."""
+def simulated(folder: Path, bundle: Path, episodes: Any = (BANG,), **rest: Any) -> Path:
+    """One scene on a simulated site where something explodes, or whatever `episodes` says."""
     source = {"name": "sim", "driver": "synthetic", "options": {"seed": 3, "episodes": episodes}}
     scene = {
         "name": "hall",

@@ -21,7 +21,9 @@ from tests.parts.bundle import tiny_bundle
 
 pytestmark = pytest.mark.system
 
-MOMENTS = [0.0, *(round(random.Random(11).uniform(0.3, 9.0), 2) for _ in range(5))]
+CHANCE = random.Random(11)
+#: Seconds after the first word of the log: while the model compiles, before, in and after an event.
+MOMENTS = [0.0, *sorted(round(CHANCE.uniform(0.2, 9.0), 2) for _ in range(6))]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_the_whole_of_a_file_is_scored_and_its_clip_is_whole(tmp_path: Path, bun
 def test_without_an_identity_events_are_printed(tmp_path: Path, bundle: Path) -> None:
     config = simulated(tmp_path, bundle, identity=None)
     with AgentProcess(config) as agent:
-        agent.until(lambda: re.search(r"NEW +\w+ in hall +score 0\.\d\d of 0\.60", agent.printed))
+        agent.until(lambda: re.search(r"NEW +\w+ in hall +score [01].\d\d of 0\.60", agent.printed))
         agent.stop()
     assert "END" in agent.printed
     assert "clip of hall" in agent.printed
