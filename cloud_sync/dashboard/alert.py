@@ -96,6 +96,7 @@ class AlertPage:
         with Tag("section", "card area-tracks", aria_label="Measurements over time"):
             with Tag("div", "card-head"):
                 Tag("h2", text="Score, sound and sensors over time")
+                self.hint = Tag("span", "dim")
             with Tag("div", "card-body"):
                 self.tracks = Tracks()
                 self.track_note = Tag("div")
@@ -137,6 +138,7 @@ class AlertPage:
         self._section("notices", self.notices, _remarks(detail), lambda: _notices(detail))
         self._section("words", self.sentences, _sentences(detail), lambda: _say(_sentences(detail)))
         self._section("classes", self.classes, view.classes(detail), lambda: _classes(detail))
+        self.hint.set_text("They follow the clip; click to go there." if view.clip(detail)["src"] else "")
         self._section("note", self.media_note, detail.evidence, lambda: _media_note(detail))
         waiting = _trace_note(shown)
         self._section("trace", self.track_note, waiting, lambda: _waiting(waiting))
@@ -251,14 +253,13 @@ def _media_note(detail: AlertDetail) -> None:
     if clip:
         before = (detail.started_monotonic_ns - clip.start_ns) / 1e9
         length = (clip.end_ns - clip.start_ns) / 1e9
-        Tag("span", text=f"{words.span(length)} with sound as recorded, {words.span(before)} of it before the onset")
+        Tag("span", text=f"{words.span(length)} long, {words.span(before)} of it before the onset")
         Tag(
             "a",
             text=f"Download ({words.size(clip.size)})",
             href=view.evidence_url(detail.row.id, "clip"),
             download="",
         )
-    Tag("span", text="Scores below follow the clip; click into them to go there.")
     margin.keys((("space", "play"), ("←", "→", "1 s"), ("k", "j", "newer, older alert")))
 
 

@@ -186,7 +186,7 @@ def _sources(sources: list[dict[str, Any]]) -> None:
                 ("Source", ""),
                 ("State", ""),
                 ("Rate", "right"),
-                ("Samples", "right"),
+                ("Samples", "right roomy"),
                 ("Dropped", "right"),
             ):
                 Tag("th", kind, name, scope="col")
@@ -208,7 +208,7 @@ def _source(source: dict[str, Any]) -> None:
             if error:
                 Tag("div", "dim", error)
         Tag("td", "right", f"{source.get('rate_hz', 0):.1f} Hz")
-        Tag("td", "right", f"{int(source.get('samples', 0)):,}".replace(",", " "))
+        Tag("td", "right roomy", f"{int(source.get('samples', 0)):,}".replace(",", " "))
         Tag("td", "right", f"{dropped:,}".replace(",", " "))
 
 

@@ -60,8 +60,9 @@ def watched(devices: list[DeviceView]) -> None:
             for scene in watching:
                 with Tag("li"):
                     Tag("span", f"dot {DOTS[presence]}", role="img", aria_label=PRESENCE[presence])
+                    said = PRESENCE[presence].lower()
                     Tag("span", text=words.title(scene) if scene else name)
-                    Tag("span", "dim", f"{name}, {PRESENCE[presence].lower()}" if scene else PRESENCE[presence].lower())
+                    Tag("span", "dim", f"{name}, {said}" if scene else said)
 
 
 def margin(found: overview.Overview, devices: list[DeviceView]) -> None:

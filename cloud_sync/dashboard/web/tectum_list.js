@@ -38,6 +38,9 @@ export default {
     return { list: this.rows, fresh: {}, broken: {}, chosen: null, now: Date.now(), icons: VERDICT_ICONS };
   },
   computed: {
+    live() {
+      return this.list.filter((row) => row.phase === "live").length;
+    },
     items() {
       const items = [];
       let last = null;
@@ -53,6 +56,13 @@ export default {
   watch: {
     rows(rows) {
       this.list = rows;
+    },
+    live: {
+      immediate: true,
+      handler(live) {
+        // Seen on the tab while somebody works elsewhere.
+        document.title = document.title.replace(/^(\(\d+\) )?/, live ? `(${live}) ` : "");
+      },
     },
   },
   mounted() {
