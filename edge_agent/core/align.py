@@ -65,6 +65,7 @@ COUNTERS = (
     "overflow",
     "skipped",
     "resolution",
+    "unscored",
 )
 
 

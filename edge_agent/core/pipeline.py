@@ -7,7 +7,6 @@ far as its engine gives the same scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,9 +22,16 @@ from edge_agent.core.scene import SceneState, unknown
 
 State = Mapping[str, NDArray[Any]]
 
+#: Windows per scene that wait while the engine raises; they hold whole pictures.
+MAX_WAITING = 4
+
 
 class Pipeline:
-    """Scores every scene step by step on one model. One thread at a time; `engine` errors pass through `push`."""
+    """Scores every scene step by step on one model. One thread at a time.
+
+    What the engine raises passes through `push`; the window stays, and is scored at the next push, by the model that
+    there is then: a model that fails on its first window can be swapped for the old one and nothing is lost.
+    """
 
     def __init__(
         self,
@@ -43,6 +49,8 @@ class Pipeline:
         self._on_scores = on_scores
         self._deciders = self._make_deciders(model)
         self._aligner = Aligner(scenes, model.manifest, lateness_ms, self._quiet_steps(model.manifest))
+        self._waiting: list[Window] = []
+        self._untold: list[Event] = []
         self._states = self._succeed(model, _restored(model, self._configs, state or {}))
 
     @property
@@ -84,6 +92,8 @@ class Pipeline:
                 if state.last_step is not None:
                     events += self._deciders[name].end(state.course, state.last_step)
                 state.forget_time()
+        if model.manifest.prepare_spec() != self._model.manifest.prepare_spec():
+            self._drop(len(self._waiting))
         self._model, self._states = model, states
         self._deciders = self._make_deciders(model)
         self._aligner.respecify(model.manifest, self._quiet_steps(model.manifest))
@@ -117,35 +127,52 @@ class Pipeline:
         return states
 
     def _score(self, windows: Sequence[Window]) -> list[Event]:
-        events: list[Event] = []
-        for _, group in groupby(windows, key=lambda window: window.step):
-            events += self._step(list(group))
+        self._waiting += windows
+        self._drop(len(self._waiting) - max(len(windows), MAX_WAITING * len(self._configs)))
+        while self._waiting:
+            self._step([window for window in self._waiting if window.step == self._waiting[0].step])
+        events, self._untold = self._untold, []
         return events
 
-    def _step(self, windows: Sequence[Window]) -> list[Event]:
-        """One step of one or more scenes: encoders and head are run once for all of them."""
-        prepared = [self._prepare(window) for window in windows]
+    def _drop(self, count: int) -> None:
+        """Let go of the oldest windows that no engine would score."""
+        if count > 0:
+            del self._waiting[:count]
+            self._aligner.counters["unscored"] += count
+
+    def _step(self, windows: Sequence[Window]) -> None:
+        """One step, the first that waits, of one or more scenes: encoders and head are run once for all of them.
+
+        Nothing of a scene changes before the engine is through, since it may raise.
+        """
+        states = {window.scene: self._states[window.scene].copy() for window in windows}
+        missed = {window.scene: self._pass_time(window, states[window.scene]) for window in windows}
+        prepared = [self._prepare(window, states[window.scene]) for window in windows]
         for ready, encoded in zip(prepared, infer.encode(self._model, prepared), strict=True):
-            self._states[ready.scene].append(ready, encoded)
-        histories = [self._states[window.scene].history() for window in windows]
-        events: list[Event] = []
-        for window, ready, scores in zip(windows, prepared, infer.score(self._model, histories), strict=True):
-            if scores is not None and self._on_scores is not None:
+            states[ready.scene].append(ready, encoded)
+        scored = infer.score(self._model, [states[window.scene].history() for window in windows])
+        self._states.update(states)
+        del self._waiting[: len(windows)]
+        for window, ready, scores in zip(windows, prepared, scored, strict=True):
+            decider, course = self._deciders[window.scene], states[window.scene].course
+            decider.skip(course, missed[window.scene])
+            self._untold += decider.decide(course, Observed(window.step, scores, ready.vision, window.dropped))
+        if self._on_scores is not None:
+            for scores in filter(None, scored):
                 self._on_scores(scores)
-            seen = Observed(window.step, scores, ready.vision, window.dropped)
-            events += self._deciders[window.scene].decide(self._states[window.scene].course, seen)
-        return events
 
-    def _prepare(self, window: Window) -> Prepared:
-        state, channels = self._states[window.scene], len(self._model.manifest.sensors.quantities)
-        if state.last_step is not None:
-            missed = window.step - state.last_step - 1
-            if missed < 0:
-                state.forget_time()
-            elif missed:
-                state.skip(missed, channels)
-                self._deciders[window.scene].skip(state.course, missed)
-        state.sensors.append(window.sensors or unknown(channels))
+    def _pass_time(self, window: Window, state: SceneState) -> int:
+        """Let the windows pass that were skipped before this one; how many."""
+        if state.last_step is None:
+            return 0
+        missed = window.step - state.last_step - 1
+        if missed < 0:
+            state.forget_time()
+        state.skip(missed, len(self._model.manifest.sensors.quantities))
+        return max(missed, 0)
+
+    def _prepare(self, window: Window, state: SceneState) -> Prepared:
+        state.sensors.append(window.sensors or unknown(len(self._model.manifest.sensors.quantities)))
         masks = self._configs[window.scene].masks
         return prepare.window(window, list(state.sensors), self._model.manifest, masks)
 

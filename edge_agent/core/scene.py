@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Mapping
+from copy import copy
 from typing import Annotated, Any
 
 import msgspec
@@ -85,8 +86,15 @@ class SceneState:
         self._mask = np.zeros((manifest.history, len(MODALITIES)), np.float32)
         self._heat: U8 | None = None
 
+    def copy(self) -> SceneState:
+        """A state that can be changed without this one; the course is shared."""
+        twin = copy(self)
+        twin.sensors, twin._prepared = self.sensors.copy(), self._prepared.copy()
+        twin._embeddings, twin._mask = self._embeddings.copy(), self._mask.copy()
+        return twin
+
     def skip(self, steps: int, channels: int) -> None:
-        """Let `steps` windows pass in which nothing was known."""
+        """Let `steps` windows pass in which nothing was known; none if not positive."""
         for _ in range(min(steps, self._mask.shape[0])):
             self._shift()
             self._prepared.append(Prepared(self.scene, 0, None, None, None))

@@ -84,7 +84,10 @@ def stack(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) 
             array = item[name]
             if array.dtype != np.dtype(port.dtype) or array.shape != port.shape:
                 raise ValueError(f"{graph}.{name} takes {port}, got {array.dtype} {array.shape}")
-    batch = {name: np.stack([item[name] for item in items]) for name in wanted}
+    if len(items) == 1:  # the usual case: a view will do
+        batch = {name: np.ascontiguousarray(array)[None] for name, array in items[0].items()}
+    else:
+        batch = {name: np.stack([item[name] for item in items]) for name in wanted}
     for name, array in batch.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{graph}.{name} holds a value that is not finite")

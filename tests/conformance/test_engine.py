@@ -207,7 +207,7 @@ def test_the_selftest_refuses_an_engine_that_computes_something_else(tmp_path: P
     graph = onnx.load_from_string((folder / "fusion.onnx").read_bytes())
     for tensor in graph.graph.initializer:
         if tensor.name == "high":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(1.0), "high"))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(1.0, np.float32), "high"))
     rewrite(folder, "fusion.onnx", graph.SerializeToString())
     loaded = engine.load(folder, "onnxruntime")
     with pytest.raises(BundleError, match=r"golden item .* scores .* promised"):
@@ -219,7 +219,7 @@ def test_the_selftest_refuses_a_graph_that_gives_nan(tmp_path: Path) -> None:
     graph = onnx.load_from_string((folder / "fusion.onnx").read_bytes())
     for tensor in graph.graph.initializer:
         if tensor.name == "four":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.nan), "four"))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(np.nan, np.float32), "four"))
     rewrite(folder, "fusion.onnx", graph.SerializeToString())
     loaded = engine.load(folder, "onnxruntime")
     with pytest.raises(BundleError, match="scores nan"):

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -181,7 +181,7 @@ def _fusion(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("Squeeze", ["logit_column", "features"], ["logit"]),
         helper.make_node("MatMul", ["evidence", "embed"], ["embedding"]),
     ]
-    weights = {
+    weights: dict[str, Any] = {
         "newest": newest,
         "time": np.array([1], np.int64),
         "features": np.array([1], np.int64),
@@ -243,11 +243,15 @@ def _golden(graphs: dict[str, onnx.ModelProto], seed: int) -> bytes:
     mask[2, 0] = mask[3, 1] = mask[4, 2] = mask[5, :2] = 0
     embeddings = {}
     for name, key, data in (("vision", "frames", frames), ("audio", "pcm", pcm), ("sensors", "readings", readings)):
-        embedding = ReferenceEvaluator(graphs[name]).run(["embedding"], {key: data})[0]
+        (embedding,) = _run(graphs[name], "embedding", {key: data})
         embeddings[name] = np.repeat(embedding[:, None, :], HISTORY, axis=1).astype(np.float32)
     repeated = np.repeat(mask[:, None, :], HISTORY, axis=1)
-    logit = ReferenceEvaluator(graphs["fusion"]).run(["logit"], {**embeddings, "mask": repeated})[0]
+    (logit,) = _run(graphs["fusion"], "logit", {**embeddings, "mask": repeated})
     score = (1 / (1 + np.exp(-logit))).astype(np.float32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, frames=frames, pcm=pcm, readings=readings, mask=mask, score=score)
     return buffer.getvalue()
+
+
+def _run(model: onnx.ModelProto, output: str, inputs: dict[str, Array]) -> list[Array]:
+    return cast(list[Array], ReferenceEvaluator(model).run([output], inputs))

@@ -59,7 +59,7 @@ class FakeEngine:
         mean = float(next(iter(item.values())).astype(np.float64).mean())
         output: dict[str, NDArray[Any]] = {
             "embedding": np.full(EMBEDDING, mean, np.float32),
-            "logit": np.float32(mean).reshape(()),
+            "logit": np.array(mean, np.float32),
         }
         if graph == "vision":
             output["heat"] = np.array([[-100.0, 0.0, 100.0]], np.float32)
@@ -69,7 +69,7 @@ class FakeEngine:
         vision, audio, sensors = (bool(column.any()) for column in item["mask"].T)
         logits = [self.classes.get(name, -5.0) for name in CLASSES]
         return {
-            "logit": np.float32(self.head((vision, audio, sensors))).reshape(()),
+            "logit": np.array(self.head((vision, audio, sensors)), np.float32),
             "classes": np.array(logits, np.float32),
             "modality_logits": np.array([1.0, 2.0, 3.0], np.float32),
             "embedding": np.zeros(EMBEDDING, np.float32),

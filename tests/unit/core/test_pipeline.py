@@ -16,7 +16,7 @@ from edge_agent import engine
 from edge_agent.config import Channel, IntrusionRule, SceneConfig
 from edge_agent.contract.event import Event
 from edge_agent.core import prepare
-from edge_agent.core.pipeline import Pipeline
+from edge_agent.core.pipeline import MAX_WAITING, Pipeline
 from edge_agent.core.records import Model, Sample, Scores
 from tests.parts.bundle import tiny_bundle
 from tests.parts.engines import FakeEngine, fake_model
@@ -299,6 +299,43 @@ def test_a_swap_that_fails_changes_nothing() -> None:
     assert old.seen["fusion"][-1]["mask"][:, 0].tolist() == [1] * 8
 
 
+def test_a_window_that_the_engine_fails_on_is_scored_by_the_next_model() -> None:
+    good = fake_model(FakeEngine(lambda present: 5.0))
+    scores: list[Scores] = []
+    pipeline, script = Pipeline([SceneConfig(name="a", camera="cam")], good, on_scores=scores.append), Script()
+    events = push(pipeline, [script.frame(t) for t in seconds(100, 110, 10)])
+    pipeline.swap_model(fake_model(Failing(), "b" * 64))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        push(pipeline, [script.frame(t) for t in seconds(110, 110.6, 10)])
+    pipeline.swap_model(good)
+    events += push(pipeline, [script.frame(t) for t in seconds(110.6, 113, 10)])
+    steps = [one.step for one in scores]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+    points = [point.step for event in events for point in event.trace]
+    assert points == list(range(points[0], points[0] + len(points)))
+
+
+class Failing(FakeEngine):
+    """Encodes, and fails in the head."""
+
+    def run(self, graph: str, items: Sequence[Any]) -> list[dict[str, NDArray[Any]]]:
+        if graph == "fusion":
+            raise RuntimeError("out of memory")
+        return super().run(graph, items)
+
+
+def test_an_engine_that_keeps_failing_does_not_fill_the_memory() -> None:
+    pipeline, script = Pipeline([SceneConfig(name="a", camera="cam")], fake_model(Failing())), Script()
+    failures = 0
+    for time_s in seconds(100, 110, 10):
+        try:
+            pipeline.push(script.frame(time_s))
+        except RuntimeError:
+            failures += 1
+    assert failures > 80
+    assert pipeline.counters["unscored"] == pipeline.counters["windows"] - MAX_WAITING
+
+
 def through_a_file(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     buffer = io.BytesIO()
     np.savez(buffer, **state)  # type: ignore[arg-type]
@@ -356,7 +393,7 @@ def test_a_snapshot_that_is_damaged_is_left_out(model: Model) -> None:
         {"yard/steps": np.zeros((2, 3, 99), np.float32)},
         {"yard/steps": np.zeros(7, np.float32)},
         {"yard/vision_rows": np.array([0, 1, 2, 3, 4, 5, 6, 7, 8])},
-        {"yard/vision": np.float32(1)},
+        {"yard/vision": np.array(1, np.float32)},
     ]
     for damage in damages:
         scores: list[Scores] = []

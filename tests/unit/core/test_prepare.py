@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_audio_ends_where_it_ended() -> None:
     np.testing.assert_array_equal(prepare.audio(np.array([1, 2], np.int16), spec), [0, 0, 0, 1, 2])
     np.testing.assert_array_equal(prepare.audio(np.zeros(0, np.int16), spec), np.zeros(5))
     with pytest.raises(ValueError, match="int16"):
-        prepare.audio(np.zeros(5, np.float32), spec)  # type: ignore[arg-type]
+        prepare.audio(np.zeros(5, np.float32), spec)
 
 
 def step(value: float, age_s: float = 1.0, mask: float = 1.0) -> SensorStep:
@@ -124,7 +125,7 @@ def test_sensor_steps_of_another_bundle_are_refused() -> None:
 # --- motion -----------------------------------------------------------------------------------------------------
 
 WIDE = VisionSpec(width=160, height=120)
-ROWS, COLS = np.mgrid[0:240, 0:320]
+ROWS, COLS = np.mgrid[0:240, 0:320].astype(np.float64)
 
 
 def room(seed: int = 0) -> NDArray[np.float64]:
@@ -134,7 +135,7 @@ def room(seed: int = 0) -> NDArray[np.float64]:
     wall = np.kron(coarse, np.ones((20, 20, 1)))
     wall[160:] *= 0.5
     wall[30:90, 220:280] = 235
-    return wall
+    return np.asarray(wall, np.float64)
 
 
 def seen(scene: NDArray[np.float64], seed: int, noise: float = 4.0) -> U8:
@@ -143,8 +144,8 @@ def seen(scene: NDArray[np.float64], seed: int, noise: float = 4.0) -> U8:
 
 
 def spot(x: float, y: float, radius: float, strength: float) -> NDArray[np.float64]:
-    light: NDArray[np.float64] = 1 + strength * np.exp(-((COLS - x) ** 2 + (ROWS - y) ** 2) / 2 / radius**2)
-    return light[..., None]
+    light: NDArray[Any] = 1 + strength * np.exp(-((COLS - x) ** 2 + (ROWS - y) ** 2) / 2 / radius**2)
+    return light[..., None].astype(np.float64)
 
 
 LIGHTS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
