@@ -275,6 +275,10 @@ def _check_references(config: Config) -> None:
                 raise ConfigError(f"no source is named {wanted!r}; there are {', '.join(names)}", key)
         if scene.rules and not scene.camera:
             raise ConfigError("an intrusion rule needs a camera", f"{where}.rules")
+        rules = [rule.name for rule in scene.rules]
+        for number, name in enumerate(rules):
+            if name in rules[:number]:
+                raise ConfigError(f"rule name {name!r} is taken", f"{where}.rules[{number}].name")
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -82,6 +82,13 @@ def test_names_must_be_unique() -> None:
         config.parse(twice, Path("/"))
 
 
+def test_rule_names_must_be_unique() -> None:
+    rule = "{name: gate, polygon: [[0,0],[1,0],[1,1]]}"
+    text = changed(SMALL, "camera: cam", f"camera: cam, rules: [{rule}, {rule}]")
+    with pytest.raises(ConfigError, match=r"scenes\[0\].rules\[1\].name: rule name 'gate' is taken"):
+        config.parse(text, Path("/"))
+
+
 def test_rules_need_a_camera() -> None:
     text = textwrap.dedent("""
         version: 1
