@@ -18,9 +18,11 @@ gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
+# Parameter sets go by SDP alone: with config-interval=-1 GStreamer repeats them before each slice of a key picture,
+# and a receiver takes the slices for pictures of their own.
 PAYLOADERS = {
-    "video/x-h264": "rtph264pay config-interval=-1",
-    "video/x-h265": "rtph265pay config-interval=-1",
+    "video/x-h264": "rtph264pay",
+    "video/x-h265": "rtph265pay",
     "image/jpeg": "rtpjpegpay",
     "audio/mpeg": "rtpmp4gpay",
     "audio/x-mulaw": "rtppcmupay",
