@@ -52,12 +52,14 @@ class Sample:
     objects  tuple[Box, ...], with the time of the frame they were found in
     tick     None. From `clock`: time itself. From a source: "nothing of mine is older than this and
              still to come" (only sources that stamp on arrival may say so)
+
+    An array belongs to the core once it is pushed: a driver makes a new one for every sample.
     """
 
     source: str
     kind: Kind
-    seq: int  #: rises within (source, kind); a lower one is dropped and counted
-    captured_ns: int  #: monotonic
+    seq: int  #: rises within (source, kind); a lower one is dropped and counted, unless its time is 2 s newer (restart)
+    captured_ns: int  #: monotonic; Python's int, as is `seq`
     data: Any = None
     rate_hz: int = 0
 
