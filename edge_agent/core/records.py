@@ -58,7 +58,7 @@ class Sample:
 
     source: str
     kind: Kind
-    seq: int  #: rises within (source, kind); a lower one is dropped and counted, unless its time is 2 s newer (restart)
+    seq: int  #: rises within (source, kind); a lower one is dropped and counted unless 2 s newer (a restart)
     captured_ns: int  #: monotonic; Python's int, as is `seq`
     data: Any = None
     rate_hz: int = 0
