@@ -37,6 +37,19 @@ from edge_agent.outbox import Outbox, Row
 
 _log = logging.getLogger(__name__)
 
+#: What `Publisher.counters` counts. `unheard`: the broker took a message and had no subscriber for it.
+COUNTERS = (
+    "connects",
+    "failures",
+    "watchdog",
+    "messages",
+    "rows",
+    "acks",
+    "refused",
+    "quarantined",
+    "unheard",
+    "down_refused",
+)
 WINDOW = 64  #: messages that wait for the cloud's acknowledgement
 BATCH_ROWS = 256
 KEEPALIVE_S = 20  #: the last will comes one and a half of these after a silent death
@@ -53,8 +66,12 @@ _MAX_RESEND_S = 600.0  #: while nothing at all is acknowledged
 _TURN_S = 0.2  #: how long a stop may go unnoticed
 _BATCH_BYTES = 256 * 1024  #: of JSON: about 40 kB in a frame
 _TOPIC_OVERHEAD = 16  #: bytes of a PUBLISH beside topic and payload
+_NOBODY_LISTENS = 0x10
 _NOT_AUTHORISED = 0x87
 _QUOTA_EXCEEDED = 0x97
+#: Ends of a connection that a message may have caused: malformed, protocol error, topic, too large, payload format.
+#: Mosquitto 2.0 says "too large" in a PUBACK, where MQTT knows no such code: paho takes it for a protocol error.
+_FAULTS = frozenset({0x81, 0x82, 0x90, 0x95, 0x99})
 
 
 class Publisher:
@@ -96,6 +113,8 @@ class Publisher:
         self._connected_s = 0.0
         self._progress_s = 0.0  #: when one came last, or the window was last empty
         self._accepted = False  #: the broker took rows on this connection
+        self._unheard = 0  #: messages in a row that nobody listened to
+        self._pause_s = 0.0  #: until when no rows are sent for that reason
         self._health: Health | None = None
         self._wake_fd: socket.socket | None = None
         self.connected = False
@@ -104,9 +123,8 @@ class Publisher:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Totals since start: connects, failures, watchdog, messages, rows, refused, quarantined, unheard (the broker
-        had no subscriber), acks, down_refused; and `in_flight`, messages that wait for an acknowledgement now."""
-        return {**self._counts, "in_flight": self._window.messages}
+        """Totals since start (`COUNTERS`) and `in_flight`: messages that wait for an acknowledgement now."""
+        return {**{name: self._counts[name] for name in COUNTERS}, "in_flight": self._window.messages}
 
     def publish_health(self, health: Health) -> None:
         """Send the heartbeat with the next turn; an older one that has not gone out is replaced. Any thread."""
@@ -142,6 +160,8 @@ class Publisher:
                     failures = 0 if self._heard or lasted_s > BACKOFF_CAP_S else failures + 1
                     self.error = str(error)
                     self._counts["failures"] += 1
+                    if isinstance(error, _Severed) and error.code in _FAULTS:
+                        self._refuse(self._window.suspects(), str(error))
                     _log.warning("broker %s:%d: %s", self._identity.broker.host, self._identity.broker.port, error)
                     stop.wait(random.uniform(0.0, min(self._backoff_cap_s, 0.25 * 2.0 ** min(failures, 10))))
                 finally:
@@ -168,7 +188,7 @@ class Publisher:
                     birth = state
                     link.publish("state", wire.encode(state), retain=True)
             self._ship(link, welcome.maximum_packet)
-            for signal in link.turn(_TURN_S):
+            for signal in link.turn(0.05 if stop_s else _TURN_S):
                 self._take(signal)
             self._watch()
         self._say_goodbye(link)
@@ -198,7 +218,7 @@ class Publisher:
         health, self._health = self._health, None
         if health is not None:
             link.publish("health", wire.encode(health), qos=0)
-        while self._window.has_room():
+        while self._window.has_room() and self._now_s() >= self._pause_s:
             waiting = self._outbox.batch(self._window.cursor, BATCH_ROWS, _BATCH_BYTES)
             if not waiting:
                 return
@@ -226,23 +246,40 @@ class Publisher:
                 _log.warning("message on %s refused: %s", signal.topic, error)
 
     def _published(self, signal: _Published) -> None:
+        if signal.code == _NOBODY_LISTENS:
+            self._wait_for_listeners(self._window.refused(signal.mid))
+            return
         if signal.code < 0x80:
-            self._counts["unheard"] += signal.code == 0x10
-            self._accepted |= self._window.taken(signal.mid)
+            if self._window.taken(signal.mid):
+                self._accepted, self._unheard = True, 0
             return
         seqs = self._window.refused(signal.mid)
         if not seqs:
             _log.warning("the broker refuses the device's state: %s. Check its ACL", signal.words)
-            return
-        self._counts["refused"] += 1
-        if signal.code in {_NOT_AUTHORISED, _QUOTA_EXCEEDED} and not self._accepted:
+        elif signal.code in {_NOT_AUTHORISED, _QUOTA_EXCEEDED} and not self._accepted:
             # The broker will have nothing of ours now: no fault of the message, so none may be put away for it.
             self._window.release(seqs)
             raise DeliveryError(
                 f"the broker refuses to take events: {signal.words}. Check the device's ACL and quota"
             )
+        else:
+            self._refuse(seqs, signal.words)
+
+    def _wait_for_listeners(self, seqs: list[int]) -> None:
+        """The broker threw the rows away, for the ingest has not come back yet after it lost its memory."""
+        if seqs:
+            self._window.release(seqs)
+            self._counts["unheard"] += 1
+            self._pause_s = self._now_s() + random.uniform(
+                0.0, min(BACKOFF_CAP_S, 0.5 * 2.0 ** min(self._unheard, 10))
+            )
+            self._unheard += 1
+
+    def _refuse(self, seqs: list[int], words: str) -> None:
+        """Try again later, one by one; put aside what was refused often enough."""
+        self._counts["refused"] += bool(seqs)
         for seq in self._window.hold(seqs, self._now_s(), random.random()):
-            self._quarantine(seq, signal.words)
+            self._quarantine(seq, words)
 
     def _arrived(self, signal: _Arrived) -> None:
         leaf = topics.parse(signal.topic).leaf
@@ -370,6 +407,13 @@ class Window:
         found = [s for s in self._shipments if s.mid == mid]
         self._remove(found)
         return [seq for shipment in found for seq in shipment.seqs]
+
+    def suspects(self) -> list[int]:
+        """The rows of the message that the connection broke over: brokers take messages in order, so it was the
+        oldest that was not confirmed. They are no longer on their way."""
+        oldest = [s for s in self._shipments if s.mid is not None and not s.taken][:1]
+        self._remove(oldest)
+        return [seq for shipment in oldest for seq in shipment.seqs]
 
     def hold(self, seqs: Sequence[int], now_s: float, draw: float) -> list[int]:
         """Let refused rows wait, and travel alone from now on; those refused often enough are returned instead.
@@ -500,6 +544,14 @@ class _Arrived:
 _Signal = _Welcome | _Subscribed | _Lost | _Published | _Arrived
 
 
+class _Severed(DeliveryError):
+    """A connection is gone; `code` is MQTT's reason."""
+
+    def __init__(self, words: str, code: int) -> None:
+        super().__init__(words)
+        self.code = code
+
+
 class _Link:
     """One connection to the broker, turned by hand. Callbacks only append to `_signals`, which every turn empties:
     paho reads at most one packet per message in flight in a turn, so the list is bounded by the window."""
@@ -510,7 +562,7 @@ class _Link:
         self._waker = waker
         self._selector = selectors.PollSelector()
         self._selector.register(waker, selectors.EVENT_READ)
-        self._why = "the connection is gone"
+        self._why, self._code = "the connection is gone", 0
         # A client for each connection: paho would send again on its own, out of our sight.
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -563,7 +615,7 @@ class _Link:
         """Hand a message to the socket; its number, which a `_Published` will carry. DeliveryError if it is gone."""
         info = self._client.publish(self._topic(leaf), payload, qos=qos, retain=retain)
         if info.rc != mqtt.MQTT_ERR_SUCCESS:
-            raise DeliveryError(f"{self._why} ({mqtt.error_string(info.rc)})")
+            raise _Severed(f"{self._why} ({mqtt.error_string(info.rc)})", self._code)
         return info.mid
 
     def overhead(self, leaf: str) -> int:
@@ -575,7 +627,7 @@ class _Link:
         of the connection."""
         sock = self._client.socket()
         if sock is None:
-            raise DeliveryError(self._why)
+            raise _Severed(self._why, self._code)
         # What TLS has decrypted already does not show on the socket.
         pending = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
@@ -638,7 +690,7 @@ class _Link:
         code: ReasonCode,
         _found: Properties | None,
     ) -> None:
-        self._why = f"the connection is gone: {code}"
+        self._why, self._code = f"the connection is gone: {code}", code.value
 
 
 def _offline(identity: Identity) -> State:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_agent.contract.event import Event, Evidence, Phase, Priority, ScorePoint, WallQuality
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_agent.contract import topics, wire
+from edge_agent.contract.event import Ack, Event, Evidence, Phase, Priority, ScorePoint, WallQuality
+from edge_agent.contract.identity import Broker, Cloud, Identity
+from edge_agent.lifecycle import Service
 from edge_agent.outbox import Outbox
 
 
@@ -116,3 +125,112 @@ def outbox(
         reserve_bytes=reserve_bytes,
         connect=tap or Tap(),
     )
+
+
+def identity(port: int, *, url: str = "http://127.0.0.1:9", tls: bool = False, ca_pem: str = "") -> Identity:
+    """The device `porch` of the site `home`, at a broker on loopback."""
+    return Identity(
+        site="home",
+        device="porch",
+        broker=Broker(host="127.0.0.1", port=port, username="porch", password="secret", tls=tls, ca_pem=ca_pem),
+        cloud=Cloud(url=url, token="token", ca_pem=ca_pem),
+    )
+
+
+@dataclass
+class Acknowledger:
+    """As much of an ingest as a publisher needs: keeps what came, and says so on `down/ack` unless told to be silent.
+
+    It keeps no order and commits nothing; `cloud-sync ingest` is the real one.
+    """
+
+    port: int
+    silent: bool = False
+    got: dict[tuple[str, int], bytes] = field(default_factory=dict)  #: by (stream, seq)
+    arrivals: list[tuple[str, int]] = field(default_factory=list)  #: with duplicates
+    status: list[tuple[str, bytes, bool]] = field(default_factory=list)  #: (leaf, payload, retained)
+    payloads: list[bytes] = field(default_factory=list)  #: of messages, as they came
+    _client: mqtt.Client | None = None
+
+    def __enter__(self) -> Acknowledger:
+        ready = threading.Event()
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="ingest", protocol=mqtt.MQTTv5)
+        client.username_pw_set("ingest", "secret")
+        client.on_connect = lambda client, *_: client.subscribe("tectum/v1/+/+/up/#", qos=1)
+        client.on_subscribe = lambda *_: ready.set()
+        client.on_message = self._arrived
+        client.reconnect_delay_set(1, 1)
+        client.connect("127.0.0.1", self.port, clean_start=True)
+        client.loop_start()
+        self._client = client
+        assert ready.wait(10), "no SUBACK"
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        assert self._client is not None
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def seqs(self, stream: str) -> list[int]:
+        """What came of a stream, rising."""
+        return sorted(seq for name, seq in self.got if name == stream)
+
+    def acknowledge(self, stream: str) -> None:
+        """Say what came of a stream."""
+        seqs = self.seqs(stream)
+        holes = tuple((a + 1, b - 1) for a, b in zip([0, *seqs], seqs, strict=False) if b > a + 1)
+        self.send("ack", wire.encode(Ack(stream=stream, upto=seqs[-1], holes=holes)))
+
+    def send(self, leaf: str, payload: bytes) -> None:
+        """Publish on one of the device's down-topics."""
+        assert self._client is not None
+        self._client.publish(topics.down("home", "porch", leaf), payload, qos=1)
+
+    def _arrived(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        leaf = topics.parse(message.topic).leaf
+        if leaf in {"state", "health"}:
+            self.status.append((leaf, message.payload, message.retain))
+            return
+        self.payloads.append(message.payload)
+        streams = set()
+        for raw in wire.split(message.payload):
+            found = wire.decode_message(raw, "porch")
+            key = (found.stream, found.seq)
+            assert self.got.setdefault(key, raw) == raw
+            self.arrivals.append(key)
+            streams.add(found.stream)
+        if not self.silent:
+            for stream in streams:
+                self.acknowledge(stream)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[threading.Event]:
+    """The service on a thread of its own; told to stop, and waited for, at the end. Its failure fails the test."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            service.run(stop)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=run, name="service")
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join(15)
+    assert not thread.is_alive(), "the service did not stop"
+    assert not failures, failures
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until the condition holds; fail if it does not within the time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
