@@ -191,16 +191,16 @@ def _identity(path: Path) -> Iterator[Finding]:
 
 
 def _broker(broker: Broker) -> Finding:
-    return _reach("broker", broker.host, broker.port, broker.tls, broker.ca_pem)
+    return reach("broker", broker.host, broker.port, broker.tls, broker.ca_pem)
 
 
 def _cloud(cloud: Cloud) -> Finding:
     parts = urlsplit(cloud.url)
     tls = parts.scheme == "https"
-    return _reach("cloud", parts.hostname or "", parts.port or (443 if tls else 80), tls, cloud.ca_pem)
+    return reach("cloud", parts.hostname or "", parts.port or (443 if tls else 80), tls, cloud.ca_pem)
 
 
-def _reach(what: str, host: str, port: int, tls: bool, ca_pem: str) -> Finding:
+def reach(what: str, host: str, port: int, tls: bool, ca_pem: str) -> Finding:
     """Whether a TCP connection, and TLS over it, can be made. Says nothing of passwords."""
     where = f"{host}:{port}{' over TLS' if tls else ''}"
     try:

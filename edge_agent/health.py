@@ -135,7 +135,7 @@ class _Collector(Collector):
         sizes = gauge("tectum_size", "Rows, files and bytes held now, by part", ("part", "what"))
         for part, family in totals.items():
             for what, value in getattr(figures, part).items():
-                if what in _SIZES:
+                if what in _SIZES[part]:
                     sizes.add_metric((part, what), value)
                 else:
                     family.add_metric((what,), value)
@@ -164,10 +164,14 @@ class _Collector(Collector):
         yield from (steps, events)
 
 
-#: Names in the parts' counters that are sizes, not totals.
-_SIZES = frozenset(
-    ("rows", "bytes", "limit", "open_events", "uploads", "in_flight", "open", "files", "ring_bytes", "waiting")
-)
+#: What of a part's counters is a size, not a total.
+_SIZES = {
+    "pipeline": {"waiting"},
+    "outbox": {"rows", "bytes", "limit", "open_events", "uploads"},
+    "publish": {"in_flight"},
+    "upload": {"waiting"},
+    "evidence": {"open", "files", "bytes", "ring_bytes"},
+}
 
 
 def _of_sources(sources: tuple[SourceStatus, ...]) -> Iterator[Metric]:

@@ -347,8 +347,9 @@ class PipelineService:
         while True:
             stopping = stop.is_set()  # asked before the mailbox is emptied: the sources have stopped by then
             self._turned_ns = self._clock.monotonic_ns()
-            self._begin_trial(pipeline)
-            for sample in self._mailbox.take(_TURN_S):
+            samples = self._mailbox.take(_TURN_S)
+            self._begin_trial(pipeline)  # after the wait, so that what came behind a request meets the new model
+            for sample in samples:
                 self._hand_on(self._push(pipeline, sample))
             if stopping:
                 return
