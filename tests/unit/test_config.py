@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from edge_agent import config
+from edge_agent import config, sources
+from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -36,6 +37,8 @@ def test_examples_load_and_fit_the_schema(path: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("PORCH_CAM_PASSWORD", "hush")
     loaded = config.parse(text, tmp_path)
     assert loaded.scenes
+    for source in loaded.sources:
+        sources.create(source, SystemClock())  # the drivers take their options
     assert "${" not in json.dumps([source.options for source in loaded.sources])
     jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(json.dumps(config.schema())))
 
