@@ -125,6 +125,7 @@ class Replay:
             if player is None:
                 raise SourceError(f"{self._name}: not open")
             due_ns = self._due(player)
+            player = self._player  # a loop begins with a new one
         if self._options.speed:
             early_ns = due_ns - self._clock.monotonic_ns()
             if early_ns > 0:
