@@ -248,7 +248,7 @@ class _Line:
                 connection.request(method, path, body=body, headers=headers)
             self._await_answer(connection)
             response = connection.getresponse()
-            words = response.data[:200].decode("utf-8", "replace")
+            words = " ".join(response.data[:300].decode("utf-8", "replace").split())
         except _BROKEN as error:
             raise DeliveryError(f"{method} to {where}: {error}") from error
         offset = response.headers.get("Upload-Offset", "")

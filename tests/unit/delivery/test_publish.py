@@ -20,6 +20,7 @@ from edge_agent.contract.status import Desired, Health, State
 from edge_agent.errors import ConfigError
 from edge_agent.outbox import Outbox
 from edge_agent.publish import Publisher
+from tests.parts.certificates import self_signed
 from tests.parts.delivery import Acknowledger, event, eventually, identity, outbox, running
 from tests.parts.mosquitto import Mosquitto, mosquitto
 
@@ -372,6 +373,24 @@ class TestTransport:
                 lambda: State(device="p", online=True),
                 print,
             )
+
+    def test_the_password_goes_to_a_broker_that_proves_itself_alone(self, tmp_path: Path, box: Outbox) -> None:
+        ours, other = self_signed(tmp_path / "ours"), self_signed(tmp_path / "other")
+        with mosquitto(tmp_path / "b", tls=ours) as broker:
+            site = Site(box, broker.port)
+
+            def trusting(ca: Path) -> Publisher:
+                device = identity(broker.port, tls=True, ca_pem=ca.read_text())
+                return Publisher(device, box, SystemClock(), lambda: site.state, print, backoff_cap_s=0.2)
+
+            wrong = trusting(other[0])
+            with running(wrong):
+                eventually(lambda: wrong.counters["failures"] >= 2)
+            assert "certificate verify failed" in wrong.error
+            right = trusting(ours[0])
+            put(box, 500)
+            with running(right):
+                eventually(lambda: right.counters["unheard"] >= 1)
 
 
 class Relay:
