@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,9 +82,11 @@ class Accounts:
         password = secrets.token_urlsafe(15)
         hashed = self._hasher.hash(password)
         with self._store.write() as session:
-            if session.execute(sa.select(sa.func.count()).select_from(User)).scalar():
+            if session.execute(sa.select(User.name).limit(1)).scalar() is not None:
                 return None
-            session.add(User(name="admin", password_hash=hashed, role="admin", sites=None, created_ns=self._now_ns()))
+            admin = {"name": "admin", "password_hash": hashed, "role": "admin", "sites": None, "must_change": False}
+            if not self._insert(session, admin):
+                return None
             audit.record(session, "console", "user.add", "admin admin", self._now_ns())
         return password
 
@@ -96,19 +98,11 @@ class Accounts:
             raise CloudError(f"role {role!r} is none of {', '.join(MAY)}")
         password = secrets.token_urlsafe(15)
         hashed = self._hasher.hash(password)
+        wanted = None if sites is None else sorted(sites)
+        user = {"name": name, "password_hash": hashed, "role": role, "sites": wanted, "must_change": True}
         with self._store.write() as session:
-            if session.get(User, name) is not None:
+            if not self._insert(session, user):
                 raise CloudError(f"there is a user {name!r} already")
-            session.add(
-                User(
-                    name=name,
-                    password_hash=hashed,
-                    role=role,
-                    sites=None if sites is None else sorted(sites),
-                    created_ns=self._now_ns(),
-                    must_change=True,
-                )
-            )
             audit.record(session, actor, "user.add", f"{name} {role}", self._now_ns())
         return password
 
@@ -116,8 +110,9 @@ class Accounts:
         """End a user's logins and delete the user. NotFound if there is none; the last admin stays."""
         with self._store.write() as session:
             user = _existing(session, name)
-            admins = sa.select(sa.func.count()).select_from(User).where(User.role == "admin")
-            if user.role == "admin" and session.execute(admins).scalar() == 1:
+            # Locked: two admins who remove each other at the same moment must not both succeed.
+            admins = session.execute(sa.select(User.name).where(User.role == "admin").with_for_update()).all()
+            if user.role == "admin" and len(admins) == 1:
                 raise CloudError(f"{name!r} is the last admin; make another one first")
             session.execute(sa.delete(Login).where(Login.user == name))
             session.delete(user)
@@ -169,13 +164,13 @@ class Accounts:
 
     def redeem(self, link: str) -> str:
         """A session token for a login link, which is used up. AccessRefused 401 if it is not good."""
+        good = (Login.token_hash == _hash(link), Login.once, Login.expires_ns > self._now_ns())
         with self._store.write() as session:
-            row = session.get(Login, _hash(link))
-            if row is None or not row.once or row.expires_ns <= self._now_ns():
+            # Deleting says whose it was: of two who come at once, one finds nothing to delete.
+            name = session.execute(sa.delete(Login).where(*good).returning(Login.user)).scalar()
+            if name is None:
                 raise AccessRefused(401, "this login link was used already or is too old")
-            session.delete(row)
-            session.flush()
-            return self._new_login(session, row.user, SESSION_S, once=False)
+            return self._new_login(session, name, SESSION_S, once=False)
 
     def viewer(self, token: str | None) -> Viewer | None:
         """Who a session token belongs to; None if it is missing, unknown or has expired."""
@@ -192,6 +187,11 @@ class Accounts:
         """End a login; nothing happens if there is none."""
         with self._store.write() as session:
             session.execute(sa.delete(Login).where(Login.token_hash == _hash(token)))
+
+    def _insert(self, session: Session, user: Mapping[str, object]) -> bool:
+        """Whether the name was free."""
+        row = self._store.insert(User).values(**user, created_ns=self._now_ns()).on_conflict_do_nothing()
+        return session.execute(row.returning(User.name)).scalar() is not None
 
     def _new_login(self, session: Session, name: str, life_s: int, *, once: bool) -> str:
         now = self._now_ns()
