@@ -19,9 +19,9 @@ from cloud_sync.errors import NotFound
 from cloud_sync.review import AlertDetail, Filters
 
 POLL_S = 1.0
+SETTLE_POLLS = 15  #: after so many polls an alert that has not settled is drawn anew: time alone may settle it
+SETTLED_S = 120.0  #: after the end's arrival; what a device has not announced by then it does not have
 MAX_TRACE_BYTES = 8 << 20  #: a larger trace is offered as a file only
-
-_ROLES = {"clip": "Clip", "snapshot": "Snapshot", "trace": "Sensor trace", "spectrogram": "Sound picture"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Shown:
     older: str | None
     course: overview.Course | None
     release: str
+    settled: bool  #: what evidence was not announced by now will not come
 
 
 def gather(desk: Desk, id: str, filters: Filters) -> Callable[[Session, Viewer], Shown]:
@@ -42,21 +43,31 @@ def gather(desk: Desk, id: str, filters: Filters) -> Callable[[Session, Viewer],
     def query(session: Session, viewer: Viewer) -> Shown:
         detail = review.alert(session, viewer, id)
         newer, older = overview.neighbours(session, viewer, detail.row.started_ns, id, filters)
+        course = overview.course(session, viewer, id)
         return Shown(
             detail,
             _trace(desk, detail),
             newer,
             older,
-            overview.course(session, viewer, id),
+            course,
             overview.release_name(session, detail.row.bundle),
+            _settled(detail, course, desk.now_ns()),
         )
 
     return query
 
 
+def _settled(detail: AlertDetail, course: overview.Course | None, now_ns: int) -> bool:
+    if detail.row.ended_ns is None:
+        return False
+    # The cloud's own clock where it is known: the device's may be anywhere.
+    end_ns = course.last_received_ns if course else detail.row.ended_ns
+    return now_ns - end_ns > SETTLED_S * 1e9
+
+
 def _trace(desk: Desk, detail: AlertDetail) -> Trace | None:
-    file = next((file for file in detail.evidence if file.role == "trace" and file.stored), None)
-    if file is None or file.size > MAX_TRACE_BYTES:
+    file = view.find(detail, "trace")
+    if file is None or not file.stored or file.size > MAX_TRACE_BYTES:
         return None
     try:
         return view.decode_trace(desk.blobs.path(file.sha256).read_bytes())
@@ -72,6 +83,8 @@ class AlertPage:
         self.id = id
         self.filters = filters
         self.change = 0
+        self.settled = False
+        self.polls = 0
         self.drawn: dict[str, object] = {}
 
     async def show(self) -> None:
@@ -128,8 +141,10 @@ class AlertPage:
     def _draw(self, shown: Shown) -> None:
         detail = shown.detail
         self.change = detail.row.change
-        self.clip.show(**view.clip(detail))
-        self.heat.show(**view.heat(detail))
+        self.settled = shown.settled
+        clip = view.clip(detail, settled=shown.settled)
+        self.clip.show(**clip)
+        self.heat.show(**view.heat(detail, settled=shown.settled))
         self.shares.show(**view.shares(detail))
         self.tracks.show(**view.tracks(detail, shown.trace))
         self.verdict.show(**verdict_panel(detail, self.seat.viewer))
@@ -138,11 +153,13 @@ class AlertPage:
         self._section("notices", self.notices, _remarks(detail), lambda: _notices(detail))
         self._section("words", self.sentences, _sentences(detail), lambda: _say(_sentences(detail)))
         self._section("classes", self.classes, view.classes(detail), lambda: _classes(detail))
-        self.hint.set_text("They follow the clip; click to go there." if view.clip(detail)["src"] else "")
+        self.hint.set_text("They follow the clip; click to go there." if clip["src"] else "")
         self._section("note", self.media_note, detail.evidence, lambda: _media_note(detail))
         waiting = _trace_note(shown)
         self._section("trace", self.track_note, waiting, lambda: _waiting(waiting))
-        self._section("facts", self.facts, (detail.row, detail.evidence, shown.course), lambda: _facts(shown))
+        self._section(
+            "facts", self.facts, (detail.row, detail.evidence, shown.course, shown.settled), lambda: _facts(shown)
+        )
 
     def _section(self, name: str, container: ui.element, state: object, build: Callable[[], object]) -> None:
         if name not in self.drawn or self.drawn[name] != state:
@@ -150,10 +167,11 @@ class AlertPage:
             refill(container, build)
 
     async def _poll(self) -> None:
+        self.polls += 1
         change = await self.seat.ask(lambda s, v: overview.change_of(s, v, self.id))
         if change is None:
             ui.navigate.to("/")
-        elif change != self.change:
+        elif change != self.change or (not self.settled and self.polls % SETTLE_POLLS == 0):
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -249,8 +267,8 @@ def _classes(detail: AlertDetail) -> None:
 
 
 def _media_note(detail: AlertDetail) -> None:
-    clip = next((file for file in detail.evidence if file.role == "clip" and file.stored), None)
-    if clip:
+    clip, address = view.find(detail, "clip"), view.url(detail, "clip")
+    if clip and address:
         before = (detail.started_monotonic_ns - clip.start_ns) / 1e9
         length = (clip.end_ns - clip.start_ns) / 1e9
         Tag("span", text=f"{words.span(length)} long, {words.span(before)} of it before the onset")
@@ -266,10 +284,8 @@ def _media_note(detail: AlertDetail) -> None:
 def _trace_note(shown: Shown) -> str:
     if shown.trace is not None:
         return "" if shown.trace.channels else "No sensor was watching this scene."
-    file = next((file for file in shown.detail.evidence if file.role == "trace"), None)
-    if file is None or not file.stored:
-        return words.WAITING["trace"]
-    return "The sensor trace cannot be drawn here; it can be downloaded below."
+    waiting = view.why_not(shown.detail, "trace", settled=shown.settled)
+    return waiting or "The sensor trace cannot be drawn here; it can be downloaded below."
 
 
 def _waiting(text: str) -> None:
@@ -296,7 +312,7 @@ def _facts(shown: Shown) -> None:
     lost = view.dropped(detail)
     _fact("Samples lost", ", ".join(f"{name} {count}" for name, count in lost.items()) if lost else "none")
     with _entry("Evidence"):
-        _files(detail)
+        _files(shown)
     with _entry("Event"):
         Tag("span", "mono dim", row.id)
 
@@ -324,15 +340,18 @@ def _times(shown: Shown) -> None:
     Tag("div", "section")
 
 
-def _files(detail: AlertDetail) -> None:
-    for role, text in _ROLES.items():
-        file = next((file for file in detail.evidence if file.role == role), None)
+def _files(shown: Shown) -> None:
+    said = {"promised": "on its way", "awaited": "on its way", "absent": "none"}
+    for role, text in words.ROLES.items():
+        file = view.find(shown.detail, role)
+        address = view.url(shown.detail, role)
         with Tag("div"):
-            if file and file.stored:
-                Tag("a", text=text, href=view.evidence_url(detail.row.id, role), download="")
+            if file and address:
+                Tag("a", text=text, href=address, download="")
                 Tag("span", "dim", f" {words.size(file.size)}")
             else:
-                Tag("span", "dim", f"{text}: {'on its way' if file or detail.row.ended_ns is None else 'none'}")
+                state = view.file_state(shown.detail, role, settled=shown.settled)
+                Tag("span", "dim", f"{text}: {said[state]}")
 
 
 def _entry(name: str) -> Tag:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 import msgspec
@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 from cloud_sync.dashboard import words
 from cloud_sync.review import AlertDetail, AlertRow, EvidenceView, Filters
 
+#: stored: its bytes are here · promised: announced · awaited: may still be announced · absent: will not come
+FileState = Literal["stored", "promised", "awaited", "absent"]
 Point = tuple[float, float]  #: seconds from the onset, value
 MAX_SCORE_POINTS = 1500  #: more than a screen has columns
 MAX_TRACE_POINTS = 600
@@ -103,7 +105,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` points: of each run of neighbours the lowest and the highest stay, so that no peak is lost."""
     if len(points) <= most:
         return list(points)
-    run = math.ceil(2 * len(points) / most)
+    run = math.ceil(len(points) / (most // 2))
     kept: list[Point] = []
     for start in range(0, len(points), run):
         part = points[start : start + run]
@@ -111,34 +113,52 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     return kept
 
 
-def _file(detail: AlertDetail, role: str) -> EvidenceView | None:
+def find(detail: AlertDetail, role: str) -> EvidenceView | None:
+    """The file of a role, here or promised."""
     return next((file for file in detail.evidence if file.role == role), None)
+
+
+def url(detail: AlertDetail, role: str) -> str | None:
+    """Address of a file whose bytes are here."""
+    file = find(detail, role)
+    return evidence_url(detail.row.id, role) if file and file.stored else None
+
+
+def file_state(detail: AlertDetail, role: str, *, settled: bool) -> FileState:
+    """How it stands with a file. `settled`: so long after the end that what was not announced will not come."""
+    file = find(detail, role)
+    if file is not None:
+        return "stored" if file.stored else "promised"
+    return "absent" if settled else "awaited"
+
+
+def why_not(detail: AlertDetail, role: str, *, settled: bool) -> str:
+    """What to say in place of a file; nothing if it is here."""
+    state = file_state(detail, role, settled=settled)
+    return "" if state == "stored" else words.explain_file(role, state, detail.row.present)
 
 
 def _clock(detail: AlertDetail) -> Callable[[int], float]:
     return lambda ns: (ns - detail.started_monotonic_ns) / _NS
 
 
-def clip(detail: AlertDetail) -> dict[str, object]:
+def clip(detail: AlertDetail, *, settled: bool) -> dict[str, object]:
     """Props of the clip player."""
-    file = _file(detail, "clip")
-    here = file is not None and file.stored
-    snapshot = _file(detail, "snapshot")
+    file = find(detail, "clip")
     return {
-        "src": evidence_url(detail.row.id, "clip") if here else None,
-        "poster": evidence_url(detail.row.id, "snapshot") if snapshot and snapshot.stored else None,
+        "src": url(detail, "clip"),
+        "poster": url(detail, "snapshot"),
         "start": _clock(detail)(file.start_ns) if file else 0.0,
-        "waiting": words.WAITING["clip"],
+        "waiting": why_not(detail, "clip", settled=settled),
     }
 
 
-def heat(detail: AlertDetail) -> dict[str, object]:
+def heat(detail: AlertDetail, *, settled: bool) -> dict[str, object]:
     """Props of the snapshot with its heat map."""
-    file = _file(detail, "snapshot")
     return {
-        "src": evidence_url(detail.row.id, "snapshot") if file and file.stored else None,
+        "src": url(detail, "snapshot"),
         "map": detail.heat,
-        "waiting": words.WAITING["snapshot"],
+        "waiting": why_not(detail, "snapshot", settled=settled),
     }
 
 
@@ -164,37 +184,37 @@ def tracks(detail: AlertDetail, trace: Trace | None) -> dict[str, object]:
         }
     ]
     files = [file for file in detail.evidence if file.role in ("clip", "spectrogram")]
-    sound = _file(detail, "spectrogram")
+    sound = find(detail, "spectrogram")
     if sound is not None:
-        drawn.append(_spectrogram(detail.row.id, sound, at))
+        drawn.append(_spectrogram(detail, sound, at))
     channels = _channels(trace, at) if trace else []
     drawn.extend(channels)
     edges = [edge for file in files for edge in (at(file.start_ns), at(file.end_ns))]
     edges += [t for t, _ in (score[:1] + score[-1:])] + [span["from"], span["to"]]
-    clip_file = _file(detail, "clip")
     return {
         "domain": {"from": min(edges), "to": max(*edges, min(edges) + 1.0)},
         "span": span,
         "tracks": drawn,
         "marks": _marks(detail, span["to"]),
-        "clip": bool(clip_file and clip_file.stored),
+        "clip": url(detail, "clip") is not None,
     }
 
 
-def _spectrogram(id: str, file: EvidenceView, at: Callable[[int], float]) -> dict[str, object]:
+def _spectrogram(detail: AlertDetail, file: EvidenceView, at: Callable[[int], float]) -> dict[str, object]:
     return {
         "kind": "image",
         "title": "Sound",
         "icon": "graphic_eq",
         "unit": "low to high pitch",
-        "src": evidence_url(id, "spectrogram") if file.stored else None,
+        "src": url(detail, "spectrogram"),
         "from": at(file.start_ns),
         "to": at(file.end_ns),
-        "note": words.WAITING["spectrogram"],
+        "note": why_not(detail, "spectrogram", settled=True),
     }
 
 
 def _channels(trace: Trace, at: Callable[[int], float]) -> list[dict[str, object]]:
+    quantities = [channel.quantity for channel in trace.channels]
     found = []
     for channel in trace.channels[:MAX_CHANNELS]:
         points = [
@@ -207,7 +227,10 @@ def _channels(trace: Trace, at: Callable[[int], float]) -> list[dict[str, object
         found.append(
             {
                 "kind": "line",
-                "title": words.title(channel.channel),
+                # The quantity says most; the name only tells two of a kind apart.
+                "title": words.title(channel.quantity)
+                if channel.quantity and quantities.count(channel.quantity) == 1
+                else channel.channel,
                 "icon": "thermostat",
                 "unit": channel.unit,
                 "points": thin(points, MAX_TRACE_POINTS),

@@ -138,12 +138,23 @@ UNSYNCED = (
     "The device's clock was not synchronised. Durations and order are exact; times of day may be off by as much "
     "as the clock was."
 )
-WAITING = {
-    "clip": "The clip is on its way: the device sends it once the alert has ended.",
-    "snapshot": "The snapshot is on its way.",
-    "trace": "Sensor readings are on their way.",
-    "spectrogram": "The sound picture is on its way.",
-}
+#: What people call a file of each role, in the order in which files are listed.
+ROLES = {"clip": "Clip", "snapshot": "Snapshot", "trace": "Sensor trace", "spectrogram": "Sound picture"}
+_RESTS_ON = {"clip": ("vision", "audio"), "snapshot": ("vision",), "trace": ("sensors",), "spectrogram": ("audio",)}
+_NOTHING_FROM = {"vision": "no picture", "audio": "no sound", "sensors": "no sensor reading"}
+
+
+def explain_file(role: str, state: str, present: Collection[str]) -> str:
+    """Why there is nothing to see of a role yet, or ever; `state` is awaited, promised or absent."""
+    name = ROLES[role].lower()
+    if state == "promised":
+        return f"The {name} is on its way: the device has it and is sending it."
+    if state == "awaited":
+        return f"The {name} is on its way: the device makes it once the alert has ended."
+    needed = _RESTS_ON[role]
+    if not any(modality in present for modality in needed):
+        return f"There is no {name}: {' and '.join(_NOTHING_FROM[m] for m in needed)} was available."
+    return f"No {name} came with this alert."
 
 
 def size(count: int) -> str:

@@ -336,7 +336,7 @@ def _trace(site: Site, start_ns: int, length_s: float) -> bytes:
         for reading in site.readings(ms / 1000):
             points.setdefault(reading.channel, []).append((ms, reading.value))
     channels = [
-        {"channel": name, "quantity": name, "unit": UNITS[QUANTITIES.index(name)], "points": values}
+        {"channel": f"air/{name}", "quantity": name, "unit": UNITS[QUANTITIES.index(name)], "points": values}
         for name, values in points.items()
     ]
     return json.dumps({"v": 1, "start_ns": start_ns, "channels": channels}).encode()

@@ -115,7 +115,7 @@ def test_evidence_that_is_on_its_way_appears_by_itself(cloud: Cloud, open_page: 
         cloud.showcase.promise(id, incident, role, data, start_ns=cloud.showcase.step(35) * 500_000_000)
     page = open_page(f"/alert/{id}")
     page.get_by_text("The clip is on its way").wait_for()
-    page.get_by_text("Sensor readings are on their way").wait_for()
+    page.get_by_text("The sensor trace is on its way").wait_for()
     page.evaluate("window.stays = true")
     for data in files.values():
         cloud.showcase.upload(incident.device, data)

@@ -87,16 +87,43 @@ def test_clip_scores_and_sensors_share_one_clock() -> None:
     score, sound, sensor = drawn["tracks"]  # type: ignore[misc]
     assert (sound["from"], sound["to"]) == (-5.0, 8.0)
     assert sensor["points"] == [(-5.0, 400.0), (0.0, 900.0)]
-    assert view.clip(detail(evidence=(file("clip", 495, 508),)))["start"] == -5.0
+    assert view.clip(detail(evidence=(file("clip", 495, 508),)), settled=False)["start"] == -5.0
     assert drawn["clip"] is True
     assert score["threshold"] == 0.6
 
 
 def test_a_file_that_is_not_here_has_no_address() -> None:
     promised = detail(evidence=(file("clip", 495, 508, stored=False), file("snapshot", 500, 500, stored=False)))
-    assert view.clip(promised)["src"] is None
-    assert view.heat(promised)["src"] is None
+    assert view.clip(promised, settled=False)["src"] is None
+    assert view.heat(promised, settled=False)["src"] is None
     assert view.tracks(promised, None)["clip"] is False
+
+
+@pytest.mark.parametrize(
+    ("role", "settled", "said"),
+    [
+        ("clip", False, "The clip is on its way: the device has it and is sending it."),
+        ("clip", True, "The clip is on its way: the device has it and is sending it."),
+        ("snapshot", False, "The snapshot is on its way: the device makes it once the alert has ended."),
+        ("snapshot", True, "No snapshot came with this alert."),
+        ("trace", True, "There is no sensor trace: no sensor reading was available."),
+    ],
+)
+def test_a_file_that_is_not_here_is_explained(role: str, settled: bool, said: str) -> None:
+    promised = detail(evidence=(file("clip", 495, 508, stored=False),))
+    assert view.why_not(promised, role, settled=settled) == said
+
+
+def test_channels_are_named_by_what_they_measure_unless_two_measure_the_same() -> None:
+    channels = [
+        view.Channel("air/a", [(0.0, 1.0)], "temperature", "°C"),
+        view.Channel("roof/b", [(0.0, 1.0)], "co2", "ppm"),
+        view.Channel("air/c", [(0.0, 1.0)], "temperature", "°C"),
+        view.Channel("air/d", [(0.0, 1.0)]),
+    ]
+    drawn = view.tracks(detail(), view.Trace(1, 500 * S, channels))
+    titles = [track["title"] for track in drawn["tracks"]]  # type: ignore[attr-defined]
+    assert titles[1:] == ["air/a", "CO₂", "air/c", "air/d"]
 
 
 def test_an_event_without_scores_or_files_can_be_drawn() -> None:
