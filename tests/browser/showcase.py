@@ -80,7 +80,7 @@ class Showcase:
         self.services = open_services(load(folder / "cloud.yaml"))
         self.store = self.services.store
         self.started_ns = time.time_ns()
-        self.boot_ns = self.started_ns - 40 * 3600 * S  #: where the devices' monotonic clocks start
+        self.boot_ns = self.started_ns - 40 * 86400 * S  #: where the devices' monotonic clocks start
         self.now_ns = self.started_ns  #: the cloud's clock; set it back to make up a past
         self._intake = ingest.Intake(self.store, self.services.config.ingest, lambda: self.now_ns)
         self._seq: dict[str, int] = {}
