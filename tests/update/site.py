@@ -86,6 +86,8 @@ class Server:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open, as they do at the real cloud
+
             def do_GET(self) -> None:
                 server.answer(self)
 
@@ -100,16 +102,16 @@ class Server:
         wanted = request.headers.get("Range")
         self.requests.append((path, wanted))
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            request.send_error(401)
+            self._refuse(request, 401)
             return
         file = self.folder / path
         result = self.spoil(path, file.read_bytes() if file.is_file() else b"")
         if isinstance(result, int) or not file.is_file():
-            request.send_error(result if isinstance(result, int) else 404)
+            self._refuse(request, result if isinstance(result, int) else 404)
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if start and start >= len(result):
-            request.send_error(416)
+            self._refuse(request, 416)
             return
         body = result[start:]
         request.send_response(206 if start else 200)
@@ -118,6 +120,14 @@ class Server:
         if self.cut_after is not None and path.startswith("targets/blobs"):
             body, self.cut_after = body[: self.cut_after], None
             request.close_connection = True
+        request.wfile.write(body)
+
+    @staticmethod
+    def _refuse(request: BaseHTTPRequestHandler, status: int) -> None:
+        body = b'{"detail": "no"}'
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
         request.wfile.write(body)
 
 
