@@ -91,7 +91,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     version: Literal[1]
     broker: BrokerConfig
-    data_dir: Path = Path(".")
+    data_dir: Path  #: database, evidence, updates and their keys
     database: str = ""  #: SQLAlchemy URL; empty: SQLite in `data_dir`
     site: Name = "home"  #: of devices that are enrolled without --site
     public_url: str = ""  #: what devices and people call the cloud; empty: from `listen`
@@ -166,7 +166,13 @@ def parse(text: str, folder: Path) -> Config:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of the file, for editors."""
-    return msgspec.json.schema(Config, schema_hook=lambda _path: {"type": "string"})
+    return msgspec.json.schema(Config, schema_hook=_path_schema)
+
+
+def _path_schema(kind: type[Any]) -> dict[str, Any]:
+    if kind is Path:
+        return {"type": "string", "format": "path"}
+    raise NotImplementedError(kind)  # msgspec's way of saying "not mine"
 
 
 def _check_listen(config: Config) -> None:
