@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -117,9 +117,10 @@ def test_whatever_is_accepted_lies_in_the_allow_list(url: str, user: str | None,
 @given(
     scheme=st.sampled_from(SCHEMES),
     user=st.text("abc@:/?#%&ü ", min_size=1, max_size=8),
-    word=st.text("xyz@:/?#%&ö ", max_size=8),
+    tail=st.text("xyz@:/?#%&ö ", max_size=8),
 )
-def test_credentials_reach_the_library_whole_and_nothing_that_is_shown(scheme: str, user: str, word: str) -> None:
+def test_credentials_reach_the_library_whole_and_nothing_that_is_shown(scheme: str, user: str, tail: str) -> None:
+    word = f"s3cret{tail}"
     try:
         address = parse(f"{scheme}://cam.example/stream?channel=1", user, word)
     except ConfigError:
@@ -128,8 +129,7 @@ def test_credentials_reach_the_library_whole_and_nothing_that_is_shown(scheme: s
     inside = address.target.partition("://")[2].partition("@cam.example")[0]
     assert [unquote(part) for part in inside.split(":")] == [user, word]
     assert address.label == f"{scheme}://cam.example:{address.port}/stream"
-    if word.strip():
-        assert quote(word, safe="") not in repr(address).replace(address.label, "")
+    assert "s3cret" not in repr(address)
 
 
 def test_credentials_in_the_address_are_taken_out_of_it() -> None:
