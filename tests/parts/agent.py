@@ -76,7 +76,7 @@ def closed_port() -> int:
 class AgentProcess:
     """`edge-agent run CONFIG`. A context manager: nothing is left running."""
 
-    def __init__(self, config: Path, *arguments: str) -> None:
+    def __init__(self, config: Path, *arguments: str, **environment: str) -> None:
         self.folder = config.parent
         self.data = self.folder / "data"
         self._log = self.folder / f"log-{time.monotonic_ns()}.jsonl"
@@ -86,7 +86,7 @@ class AgentProcess:
                 [sys.executable, "-m", "edge_agent", "run", str(config), *arguments],
                 stdout=out,
                 stderr=log,
-                env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+                env=os.environ | environment,
             )
 
     def __enter__(self) -> AgentProcess:

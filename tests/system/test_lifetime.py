@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -16,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.parts.agent import AgentProcess, closed_port, evidence, messages, phases, simulated, site
+from tests.parts.agent import BANG, AgentProcess, closed_port, evidence, messages, phases, simulated, site
 from tests.parts.bundle import tiny_bundle
 
 pytestmark = pytest.mark.system
@@ -114,6 +115,40 @@ def test_a_source_that_hangs_and_one_that_is_not_there_harm_nobody(tmp_path: Pat
             assert agent.process.returncode == 0
         for path, source in (("hanging", hanging), ("missing", missing)):
             assert source not in agent.printed, path
+
+
+def test_a_thread_that_nothing_frees_is_named_and_left_behind(tmp_path: Path, bundle: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")  # opening it waits for a writer for ever, and so does closing the driver
+    stuck = {
+        "name": "stuck",
+        "driver": "csv",
+        "options": {"path": str(tmp_path / "pipe.csv"), "channels": {"t": "t"}, "rate_hz": 1},
+    }
+    sim = {"name": "sim", "driver": "synthetic", "options": {"seed": 3, "episodes": [BANG]}}
+    scene = {
+        "name": "hall",
+        "microphone": "sim",
+        "sensors": [{"source": "stuck", "channel": "t", "quantity": "temperature"}],
+    }
+    with AgentProcess(site(tmp_path, bundle, sources=[stuck, sim], scenes=[scene])) as agent:
+        agent.until_said("NEW")
+        assert agent.stop() < 5.0
+        assert agent.process.returncode == 0
+        assert agent.said("left behind: stuck") != []
+    assert set(map(tuple, phases(messages(agent.data)).values())) == {("new", "end")}
+
+
+def test_systemd_is_told_of_start_life_and_stop(tmp_path: Path, bundle: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.bind(str(tmp_path / "notify"))
+        line.settimeout(40)
+        with AgentProcess(simulated(tmp_path, bundle), NOTIFY_SOCKET=str(tmp_path / "notify")) as agent:
+            assert line.recv(64) == b"READY=1"
+            assert line.recv(64) == b"WATCHDOG=1"
+            agent.stop()
+            said = b""
+            while said != b"STOPPING=1":
+                said = line.recv(64)
 
 
 def test_the_whole_of_a_file_is_scored_and_its_clip_is_whole(tmp_path: Path, bundle: Path) -> None:
