@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import socketserver
 import sys
 import threading
 from collections import deque
@@ -188,6 +189,13 @@ def _of_sources(sources: tuple[SourceStatus, ...]) -> Iterator[Metric]:
     yield from (samples, drops, rate, state)
 
 
+class _Server(socketserver.TCPServer):
+    """HTTP without http.server's own class, which asks the resolver for this machine's name before it listens."""
+
+    allow_reuse_address = True
+    timeout = _POLL_S
+
+
 class HealthService:
     """Answers on loopback and beats. One thread does both, so a slow reader can only make itself wait."""
 
@@ -220,8 +228,7 @@ class HealthService:
 
     def run(self, stop: threading.Event) -> None:
         """Serve and beat until told to stop. OSError if the port is taken."""
-        with http.server.HTTPServer(("127.0.0.1", self._wanted_port), self._handler()) as server:
-            server.timeout = _POLL_S
+        with _Server(("127.0.0.1", self._wanted_port), self._handler()) as server:
             self.port = server.server_address[1]
             log.info("metrics on http://127.0.0.1:%d/metrics", self.port)
             next_s, before_s, cpu_before_s = 0.0, self._uptime_s(), _cpu_s()
