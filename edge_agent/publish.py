@@ -219,6 +219,8 @@ class Publisher:
         if health is not None:
             link.publish("health", wire.encode(health), qos=0)
         while self._window.has_room() and self._now_s() >= self._pause_s:
+            if self._unheard and self._window.unconfirmed:
+                return  # one at a time, until somebody listens
             waiting = self._outbox.batch(self._window.cursor, BATCH_ROWS, _BATCH_BYTES)
             if not waiting:
                 return
@@ -351,6 +353,11 @@ class Window:
     def messages(self) -> int:
         """Messages that wait for the cloud."""
         return len(self._shipments)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Those that the broker has not confirmed either."""
+        return sum(not shipment.taken for shipment in self._shipments)
 
     @property
     def oldest_s(self) -> float | None:
