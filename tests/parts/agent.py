@@ -26,13 +26,21 @@ BANG = {"label": "explosion", "start_s": 1.0, "end_s": 600.0, "modalities": ["vi
 
 
 def site(
-    folder: Path, bundle: Path, *, sources: list[dict[str, Any]], scenes: list[dict[str, Any]], **rest: Any
+    folder: Path,
+    bundle: Path,
+    *,
+    sources: list[dict[str, Any]],
+    scenes: list[dict[str, Any]],
+    broker_port: int | None = None,
+    **rest: Any,
 ) -> Path:
-    """A configuration file in `folder`, with an identity whose broker nobody listens for."""
+    """A configuration file in `folder`, with an identity; without `broker_port` its broker is not there."""
     identity = Identity(
         site="test",
         device="box",
-        broker=Broker(host="127.0.0.1", port=closed_port(), username="box", password="geheim-broker", tls=False),
+        broker=Broker(
+            host="127.0.0.1", port=broker_port or closed_port(), username="box", password="geheim-broker", tls=False
+        ),
         cloud=Cloud(url=f"http://127.0.0.1:{closed_port()}", token="geheim-token"),
     )
     (folder / "identity.yaml").write_bytes(msgspec.yaml.encode(identity))

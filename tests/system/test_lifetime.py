@@ -15,10 +15,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import paho.mqtt.client as mqtt
 import pytest
 
+from edge_agent.contract import wire
 from tests.parts.agent import BANG, AgentProcess, closed_port, evidence, messages, phases, simulated, site
 from tests.parts.bundle import tiny_bundle
+from tests.parts.mosquitto import mosquitto
 
 pytestmark = pytest.mark.system
 
@@ -69,6 +72,33 @@ def test_an_open_event_gets_its_end_and_its_clip(tmp_path: Path, bundle: Path, n
         roles = {item.role for item in evidence(found)[event_id]}
         assert roles == {"clip", "snapshot", "trace", "spectrogram"}
     check_left_nothing(agent.data)
+
+
+@pytest.mark.needs("mosquitto")
+def test_the_end_is_published_before_the_agent_is_gone(tmp_path: Path, bundle: Path) -> None:
+    heard: list[mqtt.MQTTMessage] = []
+    listener = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    listener.on_message = lambda _client, _data, message: heard.append(message)
+    with mosquitto(tmp_path / "broker") as broker:
+        listener.connect(broker.host, broker.port)
+        listener.subscribe("tectum/v1/test/box/up/#", qos=1)
+        listener.loop_start()
+        try:
+            with AgentProcess(simulated(tmp_path, bundle, broker_port=broker.port)) as agent:
+                agent.until_said("NEW")
+                assert agent.stop() < 5.0
+                assert agent.process.returncode == 0
+            agent_gone = time.monotonic()
+            while not any(m.topic.endswith("/state") and not json.loads(m.payload)["online"] for m in heard):
+                assert time.monotonic() < agent_gone + 10
+                time.sleep(0.02)
+        finally:
+            listener.loop_stop()
+            listener.disconnect()
+    bodies = [text for m in heard if m.topic.endswith("/event") for text in wire.split(m.payload)]
+    told = phases(list({text: wire.decode_message(text, "box") for text in bodies}.values()))
+    assert told
+    assert set(map(tuple, told.values())) == {("new", "end")}
 
 
 def test_kill_minus_nine_is_told_at_the_next_start(tmp_path: Path, bundle: Path) -> None:
