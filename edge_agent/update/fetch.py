@@ -154,7 +154,7 @@ class Fetcher(FetcherInterface):
         try:
             return b"".join(self._chunks(response))
         finally:
-            response.release_conn()
+            response.close()
 
     def _resumed(self, url: str) -> Iterator[bytes]:
         """A target, in chunks: first what the spool has of it, then the rest."""
@@ -189,9 +189,10 @@ class Fetcher(FetcherInterface):
                     spool.flush()
                     yield fresh
         finally:
-            response.release_conn()
+            response.close()
 
     def _open(self, url: str, headers: dict[str, str], final: tuple[int, ...] = ()) -> urllib3.BaseHTTPResponse:
+        self._pool.clear()  # urllib3 would take up a connection that the server is just closing
         try:
             response = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
         except urllib3.exceptions.HTTPError as error:
