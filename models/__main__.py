@@ -39,9 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="make a bundle from data, or a better one from verdicts")
     train.add_argument("--preset", default="first", choices=sorted(PRESETS))
     train.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
-    train.add_argument(
-        "--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated parts only"
-    )
+    train.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated parts")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--counter", type=int, default=1, help="release counter of a bundle made from data")
     train.add_argument("--verdicts", type=Path, help="JSON lines of `cloud-sync retrain`: train the head on them")
@@ -79,8 +77,8 @@ def _root(text: str | None) -> Path:
     given = text or os.environ.get("TECTUM_DATA")
     if not given:
         raise ConfigError(
-            "no data: give --data FOLDER (or TECTUM_DATA) with esc10, sesa, sample_videos, fire_video, occupancy and "
-            "nab; or `train --data none` for simulated parts alone; or `train --verdicts FILE`, which needs no data set"
+            "no data: give --data FOLDER (or TECTUM_DATA) with esc10, sesa, sample_videos, fire_video, occupancy "
+            "and nab; or `train --data none` for simulated parts alone; or `train --verdicts FILE`, which needs none"
         )
     root = Path(given).expanduser()
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Changes to sound in mel *power*, where mixing two recordings is an addition. All take and give (N, MELS, frames)."""
+"""Changes to sound in mel *power*, where mixing two recordings is an addition. Arrays are (N, MELS, frames)."""
 
 from __future__ import annotations
 

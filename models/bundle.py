@@ -1,4 +1,4 @@
-"""A folder that a device can run: graphs, golden vectors, thresholds, card, and a manifest that names them by hash."""
+"""A folder that a device can run: graphs, golden vectors, thresholds, card; a manifest names them by hash."""
 
 from __future__ import annotations
 

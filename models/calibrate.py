@@ -20,7 +20,7 @@ from models.progress import tracked
 _ON_STEPS, _OFF_STEPS = 2, 4
 #: Logit units between the loudest quiet moment and the threshold, and between on and off.
 _MARGIN, _HYSTERESIS = 0.7, 1.5
-_LOWEST, _HIGHEST = 0.0, 4.0
+_LOWEST, _HIGHEST = 0.0, 5.0
 _CLASS = 0.5
 _DEMO_SEEDS = (4000, 4001)
 _INPUT = {"vision": "frames", "audio": "pcm", "sensors": "readings"}

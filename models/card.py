@@ -40,7 +40,7 @@ def write(figures: Mapping[str, Any]) -> str:
         "",
         *_measured(figures),
         "## Limits",
-        "* One real fire film trained the eyes; the rest of fire is generated. Small, far or smoky-only fire is missed.",
+        "* One real fire film trained the eyes; all other fire is generated. Far fire, or smoke alone, is missed.",
         "* Presence in a room is weak evidence by design and never an alert by itself.",
         "* Sirens are often harmless; the class says what is heard, not that something is wrong.",
         "* Figures on composed or simulated data say that the parts work together, not how a site will be.",
@@ -84,8 +84,8 @@ def _measured(figures: Mapping[str, Any]) -> list[str]:
     if found:
         caught = ", ".join(f"{label} {share}" for label, share in found["demo_caught"].items())
         lines += [
-            f"**Simulated** sites: {found['quiet_alerts']} alerts in {found['quiet_s']} s of quiet sites; episodes of "
-            f"other sites that reach the threshold ({found['on']:.3f}): {caught}. (thunder, shadow, door_slam, "
+            f"**Simulated** sites: {found['quiet_alerts']} alerts in {found['quiet_s']} s of quiet sites; episodes of"
+            f" other sites that reach the threshold ({found['on']:.3f}): {caught}. (thunder, shadow, door_slam, "
             "dropped_sensor, orange_person, warm_lamp and sunset are meant not to.)",
             "",
         ]

@@ -10,7 +10,7 @@ from edge_agent.errors import ConfigError
 
 #: Classes that name an event: only those with recorded training data whose licence lets the weights ship.
 CLASSES = ("gunshot", "explosion", "siren", "fire")
-#: What the audio encoder tells apart; `other` is an unnamed anomaly (simulated glass, alarm): it raises the score only.
+#: What the audio encoder tells apart; `other` has no name (simulated glass, alarm): it only raises the score.
 SOUNDS = ("casual", "gunshot", "explosion", "siren", "other")
 FAMILY = "tectum-default"
 
@@ -41,8 +41,8 @@ class Preset:
     sensor_width: int = 32
     fusion_width: int = 32
     fusion_rank: int = 8
-    vision: Schedule = Schedule(steps=700, batch=16, rate=3e-3)
-    audio: Schedule = Schedule(steps=900, batch=32, rate=4e-3, decay=0.03)
+    vision: Schedule = Schedule(steps=1000, batch=16, rate=2e-3, decay=0.01)
+    audio: Schedule = Schedule(steps=800, batch=48, rate=2e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
     fusion: Schedule = Schedule(steps=900, batch=128, rate=2e-3)
     #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.

@@ -74,7 +74,9 @@ class AudioEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embedding = self.project(self.body(F.relu(self.stem(x))).mean((2, 3)))
         sounds = self.sounds(embedding)
-        return embedding, sounds, torch.logsumexp(sounds[:, 1:], 1) - sounds[:, 0]
+        # Spelled out: OpenVINO 2026.4 gives wrong values for ReduceLogSumExp over a part of a batch of more than one.
+        odds = torch.exp((sounds[:, 1:] - sounds[:, :1]).clamp(-30.0, 30.0)).sum(1)
+        return embedding, sounds, torch.log(odds)
 
 
 class SensorEncoder(nn.Module):

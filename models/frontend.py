@@ -33,6 +33,8 @@ CHANGE_GAIN = 4.0
 class VisionFront(nn.Module):
     """uint8 (N, 5, H, W) → float (N, 5, H, W): R, G, B around zero and two differences of luma over time."""
 
+    luma: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
@@ -63,6 +65,9 @@ class MelPower(nn.Module):
     The STFT is a strided convolution with windowed sines and cosines: every engine has that operator.
     """
 
+    basis: Tensor
+    bank: Tensor
+
     def __init__(self, spec: AudioSpec) -> None:
         super().__init__()
         angle = 2 * np.pi * np.arange(BINS)[:, None] * np.arange(WINDOW) / (2 * (BINS - 1))
@@ -73,7 +78,7 @@ class MelPower(nn.Module):
         self.register_buffer("bank", torch.tensor(mel_bank(spec.rate_hz)), persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
-        wave = torch.nn.functional.conv1d(pcm[:, None], self.basis, stride=HOP)  # type: ignore[arg-type]
+        wave = torch.nn.functional.conv1d(pcm[:, None], self.basis, stride=HOP)
         square = wave * wave
         return torch.matmul(self.bank, square[:, :BINS] + square[:, BINS:])
 
@@ -100,6 +105,11 @@ class SensorFront(nn.Module):
     What is masked is zero in all four: a value that nobody measured cannot leak in.
     """
 
+    offset: Tensor
+    scale: Tensor
+    logarithmic: Tensor
+    before: Tensor
+
     def __init__(self, steps: int) -> None:
         super().__init__()
         offset, scale, logarithmic = (torch.tensor([row[i] for row in SENSOR_SCALE]) for i in range(3))
@@ -116,9 +126,9 @@ class SensorFront(nn.Module):
         value = torch.where(valid, readings[:, 0], nothing)
         age = torch.where(valid, readings[:, 1], nothing)
         logarithm = torch.log(value.clamp(min=0.0) + 1.0)
-        plain = value * (1.0 - self.logarithmic) + logarithm * self.logarithmic  # type: ignore[operator]
-        level = ((plain - self.offset) / self.scale).clamp(-4.0, 4.0) * mask  # type: ignore[operator]
-        first = mask * (torch.matmul(mask, self.before) < 0.5).float()  # type: ignore[arg-type]
+        plain = value * (1.0 - self.logarithmic) + logarithm * self.logarithmic
+        level = ((plain - self.offset) / self.scale).clamp(-4.0, 4.0) * mask
+        first = mask * (torch.matmul(mask, self.before) < 0.5).float()
         start = (level * first).sum(2, keepdim=True)
         change = ((level - start) * CHANGE_GAIN).clamp(-4.0, 4.0) * mask
         aged = torch.log(age.clamp(0.0, 3600.0) + 1.0) * 0.25

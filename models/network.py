@@ -84,7 +84,7 @@ def build(preset: Preset, seed: int) -> Network:
 def example(preset: Preset, graph: str, count: int = 2) -> dict[str, Tensor]:
     """Zero inputs of the right names, shapes and types for one graph."""
     vision, audio, sensors = preset.vision_spec, preset.audio_spec, preset.sensor_spec
-    history = {name: torch.zeros(count, preset.history, preset.embedding) for name in MODALITIES}
+    history: dict[str, Tensor] = {name: torch.zeros(count, preset.history, preset.embedding) for name in MODALITIES}
     inputs: dict[str, dict[str, Tensor]] = {
         "vision": {"frames": torch.zeros(count, 5, vision.height, vision.width, dtype=torch.uint8)},
         "audio": {"pcm": torch.zeros(count, audio.samples, dtype=torch.int16)},

@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization import (  # type: ignore[import-untyped]
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
 
 #: Graphs where int8 pays. The sensors' TCN and the head are a few microseconds as they are.
 QUANTISED = ("vision", "audio")
@@ -58,7 +64,6 @@ def quantise(source: Path, target: Path, windows: Sequence[NDArray[Any]]) -> Lay
                 "QuantizeBias": False,
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                "CalibMovingAverage": True,
             },
         )
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)

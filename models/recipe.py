@@ -25,8 +25,8 @@ from models.data.compose import Composer, Windows
 from models.data.listening import listen, padded
 from models.data.records import SPLITS, Clip, Corpus, Split
 from models.data.staging import Stage
-from models.data.tracks import TrackMaker, spells
 from models.data.traces import QUIET
+from models.data.tracks import TrackMaker, spells
 from models.export import export
 from models.network import Network, build
 from models.progress import tracked
@@ -174,7 +174,7 @@ def _save_replay(out: Path, composers: Mapping[Split, Composer], seed: int) -> N
 
 def packed(windows: Windows) -> dict[str, NDArray[Any]]:
     """Windows as small arrays: embeddings in half precision, which int8 encoders do not fill."""
-    history = {name: windows.history[name].astype(np.float16) for name in MODALITIES}
+    history: dict[str, NDArray[Any]] = {name: windows.history[name].astype(np.float16) for name in MODALITIES}
     return {
         **history,
         "mask": windows.mask.astype(np.int8),

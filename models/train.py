@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
-from edge_agent.core.records import F32
+from edge_agent.core.records import F32, U8
 from models import augment
 from models.config import SOUNDS, Preset, Schedule
 from models.data.compose import Composer, Windows
@@ -29,6 +29,8 @@ from models.progress import Progress
 
 #: How often a staged picture holds nothing, a fire, something odd.
 _VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
+#: Share of a batch from the simulated site; pictures that are kept; how often one is replaced by a new one.
+_SIMULATED, _POOL, _FRESH = 0.2, 600, 0.25
 
 
 def deterministic(seed: int) -> None:
@@ -98,23 +100,42 @@ def train_vision(graph: VisionGraph, preset: Preset, stage: Stage, simulated: li
 
 
 def _vision_batches(stage: Stage, simulated: list[Picture], batch: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """A staged picture costs as much as its training step, so each is used about four times, turned and relit."""
     rng = np.random.default_rng([seed, 11])
     names = [name for name, _ in _VISION_MIX]
     weights = [weight for _, weight in _VISION_MIX]
+    pool: list[Picture] = []
     while True:
         pictures = []
         for _ in range(batch):
-            if simulated and rng.random() < 0.2:
+            if simulated and rng.random() < _SIMULATED:
                 pictures.append(simulated[int(rng.integers(len(simulated)))])
-            else:
+                continue
+            if len(pool) < _POOL or rng.random() < _FRESH:
                 wrong = names[int(rng.choice(len(names), p=weights))]
-                pictures.append(stage.picture(stage.script(rng, wrong)))
+                pool.append(stage.picture(stage.script(rng, wrong)))
+                pictures.append(pool[-1])
+                if len(pool) > _POOL:
+                    pool[int(rng.integers(_POOL))] = pool.pop()
+            else:
+                pictures.append(pool[int(rng.integers(len(pool)))])
+        turned = [_turned(rng, picture) for picture in pictures]
         yield (
-            torch.from_numpy(np.stack([p.frames for p in pictures])),
-            torch.from_numpy(np.stack([p.cells for p in pictures])),
+            torch.from_numpy(np.stack([frames for frames, _ in turned])),
+            torch.from_numpy(np.stack([cells for _, cells in turned])),
             torch.tensor([float(p.wrong != "nothing") for p in pictures]),
             torch.tensor([float(p.wrong == "fire") for p in pictures]),
         )
+
+
+def _turned(rng: np.random.Generator, picture: Picture) -> tuple[U8, F32]:
+    """Mirrored in half of the cases, in another light in most."""
+    frames, cells = picture.frames, picture.cells
+    if rng.random() < 0.5:
+        frames, cells = frames[:, :, ::-1], cells[:, ::-1]
+    light = np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
+    table = np.clip(light, 0, 255).astype(np.uint8)
+    return table[frames], np.ascontiguousarray(cells)
 
 
 @dataclass(frozen=True)
@@ -228,7 +249,7 @@ def train_fusion(head: FusionHead, preset: Preset, composer: Composer, seed: int
         while True:
             yield fusion_batch(composer.draw(rng, preset.fusion.batch))
 
-    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, *batch))
+    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, batch))
 
 
 def fusion_batch(windows: Windows) -> tuple[Tensor, ...]:
@@ -243,18 +264,9 @@ def fusion_batch(windows: Windows) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(array) for array in arrays)
 
 
-def fusion_loss(
-    head: FusionHead,
-    vision: Tensor,
-    audio: Tensor,
-    sensors: Tensor,
-    mask: Tensor,
-    wrong: Tensor,
-    own: Tensor,
-    classes: Tensor,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Fused score, each modality's own, and names; a target of −1 says nothing."""
+def fusion_loss(head: FusionHead, batch: tuple[Tensor, ...], weight: Tensor | None = None) -> Tensor:
+    """Fused score, each modality's own, and names, of what `fusion_batch` gives; a target of −1 says nothing."""
+    vision, audio, sensors, mask, wrong, own, classes = batch
     logit, named, modality, _ = head(vision, audio, sensors, mask)
     known = (wrong >= 0).float() * (1.0 if weight is None else weight)
     fused = F.binary_cross_entropy_with_logits(logit, wrong.clamp(min=0) * 0.97 + 0.015, reduction="none")

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import GRAPHS, Manifest
-from edge_agent.core.records import F32, Engine
+from edge_agent.core.records import F32, Engine, Model
 from edge_agent.engine import load, open_bundle, selftest
 from edge_agent.engine.openvino import OpenVino
 from edge_agent.errors import BundleError, ConfigError
@@ -137,7 +137,7 @@ def retrain(path: Path, start: Path, out: Path, seed: int) -> dict[str, Any]:
         "frozen_ap": {"before": round(ap_before, 4), "after": round(ap_after, 4)},
         "judged": {"before": before, "after": _judged(head, lessons)},
     }
-    _write(source.manifest, start, out, head, shape, figures)
+    _write(model, start, out, head, figures)
     return figures
 
 
@@ -220,8 +220,10 @@ def _fine_tune(head: FusionHead, lessons: Sequence[Lesson], replay: Windows, see
             parts.append(tuple(tensor[row] for tensor in batch))
             weights.append(weight)
         rows = torch.from_numpy(rng.integers(0, len(known[0]), _BATCH))
-        mixed = [torch.cat([torch.stack([part[i] for part in parts]), known[i][rows]]) for i in range(len(known))]
-        value = fusion_loss(head, *mixed, weight=torch.tensor(weights + [1.0] * _BATCH))  # type: ignore[arg-type]
+        mixed = tuple(
+            torch.cat([torch.stack([part[i] for part in parts]), known[i][rows]]) for i in range(len(known))
+        )
+        value = fusion_loss(head, mixed, torch.tensor([*weights, *[1.0] * _BATCH]))
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -277,24 +279,25 @@ def _unpacked(replay: dict[str, NDArray[Any]], split: str) -> Windows:
     return Windows(history, arrays["mask"], arrays["wrong"], arrays["own"], arrays["classes"], ())
 
 
-def _write(old: Manifest, start: Path, out: Path, head: FusionHead, shape: Preset, figures: dict[str, Any]) -> None:
+def _write(model: Model, start: Path, out: Path, head: FusionHead, figures: dict[str, Any]) -> None:
+    """The bundle of `model` with another head: graphs, weights, golden scores, a word on the card, next counter."""
+    old, shape = model.manifest, _shape(model.manifest)
     out.mkdir(parents=True, exist_ok=True)
     for name in old.files:
         shutil.copyfile(start / name, out / name)
     export(head, shape, "fusion", out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, head)
-    graphs = {name: (out / f"{name}.onnx").read_bytes() for name in GRAPHS}
     arrays = bundle.load_arrays(out / bundle.GOLDEN)
-    engine = OpenVino(graphs, old, 1)
-    bundle.save_arrays(
-        out / bundle.GOLDEN, bundle.golden(engine, shape, arrays["frames"], arrays["pcm"], arrays["readings"])
-    )
+    engine = OpenVino({name: (out / f"{name}.onnx").read_bytes() for name in GRAPHS}, old, 1)
+    inputs = (arrays["frames"], arrays["pcm"], arrays["readings"])
+    bundle.save_arrays(out / bundle.GOLDEN, bundle.golden(engine, shape, *inputs))
     card = (out / bundle.CARD).read_text(encoding="utf-8") if (out / bundle.CARD).is_file() else ""
+    frozen = figures["frozen_ap"]
     told = (
         f"\n## Retrained from verdicts: release {old.counter + 1}\n"
-        f"{figures['events']} judged events ({figures['windows']} windows) moved the head {figures['stride']:.0%} of the way; "
-        f"average precision on the frozen windows {figures['frozen_ap']['before']} before, {figures['frozen_ap']['after']} after. "
-        f"Started from {figures['start']}.\n"
+        f"{figures['events']} judged events ({figures['windows']} windows) moved the head {figures['stride']:.0%}\n"
+        f"of the way; average precision on the frozen windows {frozen['before']} before, {frozen['after']} after.\n"
+        f"Started from {model.hash}.\n"
     )
     (out / bundle.CARD).write_text(card + told, encoding="utf-8")
     bundle.seal(out, shape, old.thresholds, old.counter + 1)

@@ -72,7 +72,7 @@ class Composer:
 
     def draw(self, rng: Rng, count: int, *, site: float = 0.35, missing: float = 0.15) -> Windows:
         """`count` windows; `site` of them from the simulated site, each modality absent in `missing` of them."""
-        rows = []
+        rows: list[_Row] = []
         while len(rows) < count:
             row = self._site(rng) if self.trios and rng.random() < site else self._composed(rng)
             rows.append(self._window(rng, row[0], row[1], missing))

@@ -87,7 +87,7 @@ def embed(clip: Path | None, trace: Path | None, engine: Engine, preset: Preset)
             if name in inputs:
                 embeddings[name][index] = engine.run(name, [inputs[name]])[0]["embedding"]
                 mask[index, column] = 1
-    return Steps(time_s, embeddings, mask) if mask.any() else None
+    return Steps(time_s.astype(np.float64), embeddings, mask) if mask.any() else None
 
 
 def _decode(path: Path, preset: Preset) -> _Clip:
@@ -105,7 +105,9 @@ def _decode(path: Path, preset: Preset) -> _Clip:
                 if isinstance(frame, av.VideoFrame):
                     if not times or t_s - times[-1] >= _PERIOD_S * 0.9:
                         times.append(t_s)
-                        frames.append(small(frame.to_ndarray(format="rgb24"), preset.vision_spec))
+                        frames.append(
+                            small(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), preset.vision_spec)
+                        )
                 elif isinstance(frame, av.AudioFrame):
                     sound_start_s = t_s if sound_start_s < 0 else sound_start_s
                     sound += [part.to_ndarray()[0].astype(np.int16) for part in resampler.resample(frame)]

@@ -46,24 +46,36 @@ def clouds(rng: Rng, height: int, width: int, *, cells: int = 4, octaves: int = 
 
 def flame(rng: Rng, height: int, width: int, moments_s: tuple[float, ...]) -> Layer:
     """A flame that rises and flickers; equal moments give a still."""
-    fabric = clouds(rng, height * 3, width, cells=int(rng.integers(3, 9)), octaves=4)
-    fine = clouds(rng, height * 3, width, cells=int(rng.integers(8, 20)), octaves=3)
+    detail = _fabric(rng, height * 3, width)
     outline = _outline(rng, height, width)
+    curl = (
+        (clouds(rng, height, width, cells=int(rng.integers(2, 7)), octaves=3) - 0.5) * width * rng.uniform(0.05, 0.5)
+    )
+    across = (np.arange(width, dtype=np.float32)[None] + curl).astype(np.float32)
     speed = rng.uniform(0.5, 2.5) * height
-    contrast, brightness = rng.uniform(1.2, 3.0), rng.uniform(0.7, 1.9)
-    tint = np.array([1.0, rng.uniform(0.75, 1.12), rng.uniform(0.6, 1.3)], np.float32)
-    softness = rng.uniform(3.0, 9.0)
-    palette = _PALETTE * tint
+    contrast, brightness = rng.uniform(1.0, 3.2), rng.uniform(0.5, 1.4)
+    tint = np.array([1.0, rng.uniform(0.7, 1.12), rng.uniform(0.5, 1.3)], np.float32)
+    softness, hottest, gamma = rng.uniform(2.5, 12.0), rng.uniform(0.5, 1.0), rng.uniform(0.6, 1.4)
     colours, alphas = [], []
     for moment in moments_s:
         shift = int(speed * moment) % height
-        noise = 0.65 * fabric[shift : shift + height] + 0.35 * fine[(2 * shift) % height :][:height]
-        heat = np.clip(
-            outline * brightness + (noise - 0.5) * contrast * np.clip(outline * 2 + 0.2, 0, 1) - 0.12, 0, 1
-        )
-        colours.append(_lookup(palette, heat ** rng.uniform(0.6, 1.1)))
-        alphas.append(np.clip((heat - 0.08) * softness, 0, 1))
-    return Layer(np.stack(colours), np.asarray(np.stack(alphas), np.float32))
+        rows = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None] + shift, (height, width))
+        noise = cv2.remap(detail, across, rows.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        heat = outline * brightness + (noise - 0.55) * contrast * np.clip(outline * 2.5, 0, 1) - 0.08
+        heat = np.clip(heat, 0, 1)
+        colours.append(_lookup(_PALETTE * tint, hottest * heat**gamma) * (0.75 + 0.4 * noise)[..., None])
+        alphas.append(np.clip((heat - 0.06) * softness, 0, 1))
+    return Layer(np.clip(np.stack(colours), 0, 255), np.asarray(np.stack(alphas), np.float32))
+
+
+def _fabric(rng: Rng, height: int, width: int) -> F32:
+    """Filaments: noise that is drawn out upwards, folded where it crosses the middle, fine down to the pixel."""
+    drawn = max(width * int(rng.integers(1, 4)), 2)
+    base = cv2.resize(clouds(rng, height, drawn, cells=int(rng.integers(4, 16)), octaves=6), (width, height))
+    folded = 1 - np.abs(2 * base - 1) * 1.6
+    mix = rng.uniform(0, 1)
+    fine = cv2.resize(clouds(rng, height, drawn, cells=int(rng.integers(20, 60)), octaves=3), (width, height))
+    return np.asarray(0.7 * (mix * folded + (1 - mix) * base) + 0.3 * fine, np.float32)
 
 
 def _outline(rng: Rng, height: int, width: int) -> F32:
@@ -71,10 +83,12 @@ def _outline(rng: Rng, height: int, width: int) -> F32:
     y = np.linspace(1, 0, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     kind = rng.random()
-    if kind < 0.25:
-        patches = clouds(rng, height, width, cells=int(rng.integers(2, 6)), octaves=3)
-        return np.asarray(np.clip((patches - rng.uniform(0.4, 0.65)) * 4, 0, 1), np.float32)
-    count = 1 if kind < 0.55 else int(rng.integers(2, 9))
+    if kind < 0.4:
+        patches = clouds(rng, height, width, cells=int(rng.integers(1, 6)), octaves=4)
+        # Fading out on all sides: a straight edge would give the patch away.
+        border = np.clip(np.minimum(1 - np.abs(x), np.minimum(y, 1 - y) * 2) * rng.uniform(3, 8), 0, 1)
+        return np.asarray(np.clip((patches - rng.uniform(0.3, 0.65)) * rng.uniform(2, 5), 0, 1) * border, np.float32)
+    count = 1 if kind < 0.6 else int(rng.integers(2, 9))
     shape = np.zeros((height, width), np.float32)
     for _ in range(count):
         centre, spread = (0.0 if count == 1 else rng.uniform(-0.8, 0.8)), rng.uniform(0.25, 0.7) / count**0.6
@@ -98,10 +112,10 @@ def still(rng: Rng, height: int, width: int) -> U8:
     """A made-up photograph without fire: uint8 (height, width, 3)."""
     makers = (_collage, _collage, _landscape, _night, _texture)
     picture = makers[int(rng.integers(len(makers)))](rng, height, width)
-    grain = rng.normal(0, rng.uniform(0, 6), (height, width, 1)).astype(np.float32)
+    grain = rng.normal(0, rng.uniform(0, 6), (height, width, 1))
     if rng.random() < 0.5:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.5))
-    return np.clip(picture + grain, 0, 255).astype(np.uint8)
+        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.5)), np.float32)
+    return np.asarray(np.clip(picture + grain, 0, 255), np.uint8)
 
 
 def colour(rng: Rng, warm: float = 0.3) -> tuple[float, float, float]:
@@ -131,7 +145,7 @@ def _shape(rng: Rng, picture: F32, ink: tuple[float, float, float], size: float)
     elif kind < 0.8:
         cv2.ellipse(picture, (x, y), (w, h), float(rng.uniform(0, 180)), 0, 360, ink, -1)
     else:
-        points = rng.normal(0, size, (int(rng.integers(3, 7)), 2)) + (x, y)
+        points = rng.normal(0, size, (int(rng.integers(3, 7)), 2)) + np.array([x, y])
         cv2.fillPoly(picture, [points.astype(np.int32)], ink)
 
 
@@ -141,8 +155,14 @@ def _collage(rng: Rng, height: int, width: int) -> F32:
     picture = _gradient(rng, height, width, warm)
     for size in np.sort(rng.pareto(1.2, int(rng.integers(15, 90))) * 4 + 3)[::-1]:
         _shape(rng, picture, colour(rng, warm), min(float(size), 90.0))
+    for _ in range(int(rng.integers(0, 60))):
+        _shape(rng, picture, colour(rng, warm + 0.2), float(rng.uniform(1, 9)))
     shade = clouds(rng, height, width, octaves=5)[..., None]
     picture = picture * (1 - rng.uniform(0, 0.7) * (1 - shade))
+    if rng.random() < 0.5:
+        picture = picture * (
+            0.7 + 0.6 * clouds(rng, height, width, cells=int(rng.integers(20, 70)), octaves=2)[..., None]
+        )
     if rng.random() < 0.4:
         _lights(rng, picture, int(rng.integers(1, 8)))
     return np.asarray(picture, np.float32)

@@ -23,9 +23,10 @@ from models.data.records import Footage
 Wrong = Literal["nothing", "fire", "odd"]
 STRIDE = 8  #: pixels of one cell of the heat map
 _IGNORED = -1.0
-_POOL = 160
+_POOL = 200  #: made-up stills
+_FILMED = 0.5  #: of the backgrounds; the others are made up
 #: Fire is cut from the real film where red leads and it is bright: (red − blue) above the first, full at the second.
-_FLAME_EDGE, _FLAME_CORE = 80.0, 150.0
+_FLAME_EDGE, _FLAME_CORE = 60.0, 130.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,10 @@ class Stage:
         self.cutouts = [layer for film in self.fires for layer in _burning(rng, film)]
         self.people = [layer for film in self.footage for layer in _moving(rng, film)]
 
-    def script(self, rng: Rng, wrong: Wrong, *, filmed: float = 0.6) -> Script:
+    def script(self, rng: Rng, wrong: Wrong, *, filmed: float | None = None) -> Script:
         """A random scene; `filmed` is how often it is filmed rather than made up."""
         film = None
-        if self.footage and rng.random() < filmed:
+        if self.footage and rng.random() < (_FILMED if filmed is None else filmed):
             film = self.footage[int(rng.integers(len(self.footage)))]
         start = (
             int(rng.integers(3, max(len(film.frames), 4)))
@@ -90,7 +91,7 @@ class Stage:
             (float(gains[0]), float(gains[1]), float(gains[2])),
             wrong,
             int(rng.integers(1 << 31)),
-            bool(rng.random() < 0.3),
+            bool(rng.random() < 0.4),
         )
 
     def picture(self, script: Script, step: int = 0) -> Picture:
@@ -104,8 +105,9 @@ class Stage:
             self._burn(rng, views, cells, script, step)
         elif script.wrong == "odd":
             self._disturb(rng, views, cells, step)
-        views = _camera(np.random.default_rng([script.seed, 8, step]), views, script.frozen)
-        frames = prepare.vision((views[0], views[1], views[2]), self.spec)
+        filmed = _camera(np.random.default_rng([script.seed, 8, step]), views, script.frozen)
+        graded = _graded(np.random.default_rng([script.seed, 9]), filmed)
+        frames = prepare.vision((graded[0], graded[1], graded[2]), self.spec)
         return Picture(frames, _cells(cells), script.wrong)
 
     def _background(self, script: Script, step: int) -> F32:
@@ -114,7 +116,7 @@ class Stage:
             views = np.stack([base] * 3)
         else:
             film = script.film.frames
-            # Ten frames a second: a step is five of them, the two looks back one and three. Back and forth at the end.
+            # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
             last = len(film) - 1
             index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
             views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
@@ -163,7 +165,7 @@ class Stage:
             layer = self.cutouts[(int(rng.integers(len(self.cutouts))) + step) % len(self.cutouts)]
             layer = _scaled(layer, rng.uniform(0.6, 4.0), height, width)
         else:
-            tall = int(np.exp(rng.uniform(np.log(16), np.log(height))))
+            tall = int(np.exp(rng.uniform(np.log(14), np.log(height * 1.2))))
             wide = int(np.clip(tall * np.exp(rng.uniform(-0.8, 1.2)), 12, width))
             layer = flames.flame(rng, tall, wide, tuple(0.5 * step + moment for moment in moments))
         h, w = layer.alpha.shape[1:]
@@ -187,7 +189,7 @@ class Stage:
             stretch = (rng.uniform(1.2, 3.0), rng.uniform(0.5, 1.6))
             layer = _scaled(layer, stretch[0], height, width, stretch[1])
             speed = rng.uniform(5, 22) * rng.choice([-1, 1])
-            h, w = layer.alpha.shape[1:]
+            w = layer.alpha.shape[2]
             x, y = rng.uniform(0.1, 0.8) * width, rng.uniform(0.05, 0.75) * height
             mark = np.zeros_like(cells)
             for index, back in enumerate((0, 1, 3)):
@@ -227,7 +229,7 @@ def _burning(rng: Rng, film: Footage) -> list[Layer]:
                 continue
             part = film.frames[[index, index - 1, index - 3], top:bottom, left:right].astype(np.float32)
             lead = part[..., 0] - part[..., 2]
-            alpha = np.clip((lead - _FLAME_EDGE) / (_FLAME_CORE - _FLAME_EDGE), 0, 1) * (part[..., 0] > 190)
+            alpha = np.clip((lead - _FLAME_EDGE) / (_FLAME_CORE - _FLAME_EDGE), 0, 1) * (part[..., 0] > 175)
             if alpha[0].mean() > 0.06:
                 layers.append(Layer(part, np.asarray(alpha, np.float32)))
     return layers
@@ -245,7 +247,9 @@ def _moving(rng: Rng, film: Footage) -> list[Layer]:
         count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
         for x, y, w, h, area in stats[1:count]:
             if 80 < area < 6000 and 6 <= w <= 90 and 8 <= h <= 100:
-                soft = cv2.GaussianBlur(mask[y : y + h, x : x + w].astype(np.float32), (3, 3), 0)
+                soft = np.asarray(
+                    cv2.GaussianBlur(mask[y : y + h, x : x + w].astype(np.float32), (3, 3), 0), np.float32
+                )
                 part = frame[y : y + h, x : x + w]
                 layers.append(Layer(part[None].repeat(3, 0), soft[None].repeat(3, 0)))
     return layers
@@ -320,16 +324,23 @@ def _camera(rng: Rng, views: F32, frozen: bool) -> U8:
     out = []
     grain = rng.normal(0, sigma, views.shape[1:]).astype(np.float32)
     for view in views:
-        if blur:
-            view = cv2.GaussianBlur(view, (0, 0), blur)
+        soft = cv2.GaussianBlur(view, (0, 0), blur) if blur else view
         noise = grain if frozen else np.roll(grain, int(rng.integers(1, 90)), 1)
-        out.append(np.clip(view + noise, 0, 255).astype(np.uint8))
+        out.append(np.clip(soft + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.3:
         quality = [int(cv2.IMWRITE_JPEG_QUALITY), int(rng.integers(35, 90))]
-        out = [
-            cv2.imdecode(cv2.imencode(".jpg", view, quality)[1], cv2.IMREAD_COLOR).astype(np.uint8) for view in out
-        ]
+        packed = [cv2.imencode(".jpg", view, quality)[1] for view in out]
+        out = [np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8) for data in packed]
     return np.stack(out)
+
+
+def _graded(rng: Rng, views: U8) -> U8:
+    """As another camera renders colour: saturation, gamma, white balance; the same in all three views."""
+    curve = 255 * (np.arange(256) / 255) ** np.exp(rng.normal(0, 0.2))
+    tables = [np.clip(curve * rng.uniform(0.88, 1.12), 0, 255) for _ in range(3)]
+    picture = np.stack([tables[i][views[..., i]] for i in range(3)], -1).astype(np.float32)
+    grey = picture.mean(-1, keepdims=True)
+    return np.asarray(np.clip(grey + (picture - grey) * rng.uniform(0.7, 1.4), 0, 255), np.uint8)
 
 
 def _cells(mask: F32) -> F32:

@@ -55,7 +55,7 @@ def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequen
     else:
         onset = float(rng.uniform(0.5, 0.9) * t[-1])
         length = float(rng.uniform(4.0, 30.0))
-        kit |= _happen(rng, values, t, wrong, onset, length)
+        kit |= _happen(rng, values, t, wrong, (onset, length))
         # A sensor answers late: the first second is nobody's fault.
         active = (t >= onset + 1.0) & (t <= onset + length + 2.0)
     kit = {name for name in kit if rng.random() < 0.93} or kit
@@ -91,7 +91,9 @@ def _drift(rng: Rng, t: NDArray[np.float64], period_s: float) -> NDArray[np.floa
 
 
 def _ordinary(rng: Rng, t: NDArray[np.float64], tables: Sequence[Table]) -> dict[str, NDArray[np.float64]]:
-    noise = lambda size: rng.normal(0, size, len(t))  # noqa: E731
+    def noise(size: float) -> NDArray[np.float64]:
+        return rng.normal(0, size, len(t))
+
     level = {"temperature": rng.uniform(-5, 36), "humidity": rng.uniform(15, 92), "co2": 400 + rng.exponential(200)}
     if tables and rng.random() < 0.5:
         table = tables[int(rng.integers(len(tables)))]
@@ -151,9 +153,10 @@ def _rise(t: NDArray[np.float64], at: float, constant_s: float) -> NDArray[np.fl
 
 
 def _happen(
-    rng: Rng, values: dict[str, NDArray[np.float64]], t: NDArray[np.float64], wrong: str, at: float, length: float
+    rng: Rng, values: dict[str, NDArray[np.float64]], t: NDArray[np.float64], wrong: str, spell: tuple[float, float]
 ) -> set[str]:
-    """Write what goes wrong into the values; the channels of which at least one must be there to feel it."""
+    """Write what goes wrong (at, for so long, in s) into the values; the channels that feel it."""
+    at, length = spell
     during = (t >= at) & (t <= at + length)
     fade = np.exp(-np.maximum(t - at - length, 0) / rng.uniform(10, 30))
     burst = np.where(t >= at, np.exp(-np.maximum(t - at, 0) / rng.uniform(0.8, 3)), 0.0)

@@ -99,19 +99,23 @@ class TrackMaker:
             pcm = clip.pcm[: end - begin].astype(np.float32)
             gain = level / (np.abs(pcm).mean() + 1) * 10 ** (self.rng.uniform(0, 25) / 20)
             sound[begin : begin + len(pcm)] += pcm * min(gain, 32000 / (np.abs(pcm).max() + 1))
-            active = self._audible(active, begin, begin + len(pcm), hop)
+            heard = np.zeros(len(sound), np.float64)
+            heard[begin : begin + len(pcm)] = np.square(pcm)
+            active = self._audible(np.cumsum(heard), hop)
         wave = np.clip(sound, -32768, 32767).astype(np.int16)
         windows = np.stack([wave[i * hop : i * hop + spec.samples] for i in range(self.steps)])
         return Track(self.encode("audio", windows), active, name, "wrong" if wrong else "normal")
 
-    def _audible(self, active: NDArray[np.int8], begin: int, end: int, hop: int) -> NDArray[np.int8]:
-        """Steps whose window holds a quarter of a second or more of the threat; those that hold less are unclear."""
+    def _audible(self, energy: NDArray[np.float64], hop: int) -> NDArray[np.int8]:
+        """Steps whose window holds a good part of the threat's loudest; much less of it is unclear, none is normal.
+
+        A shot is followed by its echo and then by nothing: a label for the whole clip would teach that silence kills.
+        """
         samples = self.preset.audio_spec.samples
-        found = np.zeros_like(active)
-        for step in range(len(active)):
-            shared = min(end, step * hop + samples) - max(begin, step * hop)
-            found[step] = 1 if shared >= samples // 4 else -1 if shared > 0 else 0
-        return found
+        ends = np.arange(self.steps) * hop + samples - 1
+        held = energy[ends] - energy[ends - samples + 1]
+        share = held / max(float(held.max()), 1e-9)
+        return np.where(share >= 0.1, 1, np.where(share > 0.001, -1, 0)).astype(np.int8)
 
     def _background(self, casual: Sequence[Clip], length: int) -> F32:
         rate = self.preset.audio_spec.rate_hz
