@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from msgspec import Meta, Struct
 
 from edge_agent.clock import Clock
@@ -46,16 +46,10 @@ _STREAM_FORMATS = "rtsp,rtp,sdp,mpegts"
 _FILE_FORMATS = "mpjpeg,mjpeg,mpegts,mov,mp4,matroska,webm,flv,avi,h264,hevc,wav,ogg,mp3,aac,asf"
 _RESUMABLE = ("rtsp", "rtsps")
 _SOUND_GAP_NS = 50_000_000
-#: AVColorSpace of a frame → what the scaler calls it.
-_MATRICES = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
+#: AVColorSpace of a frame → SWS_CS of the scaler, as numbers: BT.2020 has no name in PyAV before 18.
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_ITU709, _ITU601 = 1, 5
+_CAN_REFUSE_REDIRECTS = (62, 12)  # libavformat of FFmpeg 8.1; one before ignores the option without a word
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -192,6 +186,8 @@ class _Connection:
         address = self._work.address
         if address.scheme == "file" and not Path(address.path).is_file():
             raise self._error("no such file")
+        if address.scheme.startswith("http") and av.library_versions["libavformat"] < _CAN_REFUSE_REDIRECTS:
+            raise self._error("this libav follows every redirect; install PyAV 17.1 or later (FFmpeg 8.1)")
         half = options.timeout_s / 2  # libav spends it twice: to connect, and to find the streams
         patience = _SLICE_S if address.scheme in _RESUMABLE else options.timeout_s
         return av.open(
@@ -413,7 +409,7 @@ class _Picture(_Track):
     def _rgb(self, frame: av.VideoFrame) -> U8:
         """(height, width, 3), full range, by the stream's own matrix and range."""
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith(("yuvj", "rgb", "bgr", "gray"))
-        by_size = Colorspace.ITU709 if frame.height >= _HEIGHT_709 else Colorspace.ITU601
+        by_size = _ITU709 if frame.height >= _HEIGHT_709 else _ITU601
         picture = self._reformatter.reformat(
             frame,
             format="rgb24",

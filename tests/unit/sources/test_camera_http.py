@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import pytest
 
 from edge_agent.clock import SystemClock
@@ -147,6 +148,13 @@ def test_a_redirect_is_not_followed(site: Site) -> None:
     with pytest.raises(SourceError), watching(site, "/away"):
         pass
     assert "/clip.mp4" not in site.asked
+
+
+def test_a_libav_that_would_follow_redirects_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(av.library_versions, "libavformat", (62, 3, 100))
+    with pytest.raises(SourceError, match=r"PyAV 17\.1"), watching(site, "/live"):
+        pass
+    assert not site.asked
 
 
 def test_a_missing_page_says_so(site: Site) -> None:
