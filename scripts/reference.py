@@ -90,7 +90,7 @@ def configuration() -> str:
     drivers = []
     for path in sorted((ROOT / "edge_agent" / "sources").glob("*.py")):
         made = [part for part in records(path) if part[2]]
-        if made:
+        if made and path.stem != "recording":  # its records are a file format, not options
             doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             drivers.append(f"### driver: {path.stem}\n\n{doc.splitlines()[0] if doc else ''}\n")
             drivers += [f"#### {name}\n\n{_prose(text)}\n\n{table(fields)}\n" for name, text, fields in made]
@@ -136,23 +136,42 @@ messages; 128 KiB at most, 1 MiB when unpacked, 16 levels deep, finite numbers o
 
 
 def commands() -> str:
-    """`--help` of every command of every program."""
+    """Every command of every program with its arguments."""
     parts = ["# Commands\n"]
     for program, module in (("edge-agent", "edge_agent.__main__"), ("cloud-sync", "cloud_sync.__main__")):
         parser = importlib.import_module(module).build_parser()
-        parser.prog = program
-        parts.append(f"# {program}\n\n```\n{parser.format_help()}```\n")
-        parts += [f"## {text.split()[1]} {name}\n\n```\n{text}```\n" for name, text in _subcommands(parser)]
-    return "\n".join(parts).replace("##  ", "## ")
+        parts += [f"# {program}\n", _prose(parser.description or ""), ""]
+        parts += [f"```\n{_prose(parser.epilog)}\n```\n"] if parser.epilog else []
+        for name, words, command in _subcommands(parser):
+            rows = [_argument(action) for action in command._actions if action.dest not in ("help", "==SUPPRESS==")]
+            table = ["| argument | default | |", "| --- | --- | --- |", *filter(None, rows), ""]
+            parts += [f"## {program} {name}\n", f"{words[:1].upper()}{words[1:]}.\n", *(table if any(rows) else [])]
+    return "\n".join(parts)
 
 
-def _subcommands(parser: argparse.ArgumentParser, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _subcommands(
+    parser: argparse.ArgumentParser, prefix: str = ""
+) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
+            words = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, child in action.choices.items():
-                child.prog = f"{parser.prog} {name}"
-                yield f"{prefix}{name}", child.format_help()
+                yield f"{prefix}{name}", words.get(name, "").rstrip("."), child
                 yield from _subcommands(child, f"{prefix}{name} ")
+
+
+def _argument(action: argparse.Action) -> str:
+    if isinstance(action, argparse._SubParsersAction):
+        return ""
+    value = "" if action.nargs == 0 else f" {action.metavar or '|'.join(action.choices or ()) or action.dest.upper()}"
+    name = f"{action.option_strings[-1]}{value}" if action.option_strings else value.strip()
+    flag = action.nargs == 0 or action.default is None or action.default == argparse.SUPPRESS
+    default = "" if flag or "default:" in (action.help or "") else f"`{action.default}`"
+    if not action.option_strings:
+        default = "required" if action.nargs not in ("?", "*") else ""
+    # A default that is this machine's own (the interpreter, a path) is said by the help text alone.
+    default = "" if sys.prefix in default else default
+    return f"| `{name}` | {default} | {(action.help or '').replace('|', '/')} |".replace("%%", "%")
 
 
 def metrics() -> str:
