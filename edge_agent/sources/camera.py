@@ -186,6 +186,8 @@ class _Connection:
         address = self._work.address
         if address.scheme == "file" and not Path(address.path).is_file():
             raise self._error("no such file")
+        if options.ca is not None and not options.ca.is_file():
+            raise self._error(f"no such file of certificates: {options.ca}")
         if address.scheme.startswith("http") and av.library_versions["libavformat"] < _CAN_REFUSE_REDIRECTS:
             raise self._error("this libav follows every redirect; install PyAV 17.1 or later (FFmpeg 8.1)")
         half = options.timeout_s / 2  # libav spends it twice: to connect, and to find the streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 import statistics
 import subprocess
 import threading
@@ -101,8 +102,8 @@ def site(folder: Path) -> Iterator[Site]:
 
 
 @contextmanager
-def watching(site: Site, path: str, **options: object) -> Iterator[Camera]:
-    url = f"http://127.0.0.1:{site.server_port}{path}"
+def watching(site: Site, path: str, scheme: str = "http", **options: object) -> Iterator[Camera]:
+    url = f"{scheme}://127.0.0.1:{site.server_port}{path}"
     camera = Camera("yard", CameraOptions(url=url, allow_local=True, **options), CLOCK)  # type: ignore[arg-type]
     camera.open()
     try:
@@ -160,3 +161,24 @@ def test_a_libav_that_would_follow_redirects_is_refused(site: Site, monkeypatch:
 def test_a_missing_page_says_so(site: Site) -> None:
     with pytest.raises(SourceError, match="404"), watching(site, "/none"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("options", "trusted"),
+    [({}, False), ({"verify_tls": False}, True), ({"ca": "own"}, True), ({"ca": "none"}, False)],
+)
+def test_https_asks_for_a_certificate_that_the_site_trusts(
+    site: Site, certificates: tuple[Path, Path, Path], options: dict[str, object], trusted: bool
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates[1], certificates[2])
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+    if "ca" in options:
+        options = {"ca": certificates[0] if options["ca"] == "own" else Path("/nowhere/ca.pem")}
+    if trusted:
+        with watching(site, "/live", "https", **options) as camera:
+            assert frames(camera, 1)
+    else:
+        with pytest.raises(SourceError), watching(site, "/live", "https", **options):
+            pass
+        assert not site.asked
