@@ -1,20 +1,25 @@
-"""Thresholds, chosen on simulated sites that trained nothing: quiet ones must stay quiet, episodes must be seen."""
+"""Thresholds, chosen on simulated sites that trained nothing: quiet ones must stay quiet, episodes must be seen.
+
+Sites are played through the device's own pipeline, so what is counted is what would be sent.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_agent.contract.event import MODALITIES
+from edge_agent.config import Channel, SceneConfig
+from edge_agent.contract.event import Event
 from edge_agent.contract.manifest import Thresholds
-from edge_agent.core.records import F32, Engine
-from edge_agent.simulate import Site, demo
+from edge_agent.core.pipeline import Pipeline
+from edge_agent.core.records import CLOCK, F32, Engine, Model, Sample, Scores
+from edge_agent.simulate import CHANNELS, Site, demo, quiet
+from models import bundle
 from models.config import CLASSES, Preset
-from models.data import site
+from models.data.site import QUIET_SEEDS
 from models.progress import tracked
 
 _ON_STEPS, _OFF_STEPS = 2, 4
@@ -23,21 +28,43 @@ _MARGIN, _HYSTERESIS = 0.7, 1.5
 _LOWEST, _HIGHEST = 0.0, 5.0
 _CLASS = 0.5
 _DEMO_SEEDS = (4000, 4001)
-_INPUT = {"vision": "frames", "audio": "pcm", "sensors": "readings"}
+_MS = 1_000_000
+#: Frames that a step needs: just before its end, and before its two looks back.
+_FRAMES_MS = (310, 110, 10)
+_LATE_MS = 600
+
+
+@dataclass
+class Played:
+    """What the pipeline said of a site: logit of every step with the time of its end, and the events."""
+
+    preset: Preset
+    times_s: list[float] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def sustained(self) -> F32:
+        """The level that `_ON_STEPS` consecutive steps hold, by the last of them."""
+        values = np.asarray(self.logits, np.float32)
+        return np.asarray(np.min([values[i : len(values) - _ON_STEPS + 1 + i] for i in range(_ON_STEPS)], axis=0))
+
+    def alerts(self) -> list[Event]:
+        return [event for event in self.events if event.phase == "new"]
+
+    def hear(self, scores: Scores) -> None:
+        self.times_s.append((scores.step + 1) * self.preset.step_ms / 1000)
+        self.logits.append(scores.logit)
 
 
 def choose(engine: Engine, preset: Preset) -> tuple[Thresholds, dict[str, Any]]:
-    """Thresholds above everything that quiet sites sustain, and what of the demo episodes they then catch."""
-    quiet = [
-        _sustained([logit for logit, _ in scored(engine, place, preset, preset.quiet_s)])
-        for place in tracked(
-            "quiet sites",
-            [site.calm(seed, preset, preset.quiet_s) for seed in site.QUIET_SEEDS[: preset.quiet_sites]],
-        )
+    """Thresholds above everything that quiet sites sustain, and what of demo episodes they then catch."""
+    open_wide = _model(engine, preset, bundle.UNCHOSEN)
+    calm = [
+        play(open_wide, _site(seed, preset, calm=True), preset, preset.quiet_s)
+        for seed in tracked("quiet sites", QUIET_SEEDS[: preset.quiet_sites])
     ]
-    highest = float(np.max(np.concatenate(quiet)))
+    highest = max(float(played.sustained().max()) for played in calm)
     on = float(np.clip(highest + _MARGIN, _LOWEST, _HIGHEST))
-    caught = _caught(engine, preset, on)
     thresholds = Thresholds(
         on=_probability(on),
         off=_probability(on - _HYSTERESIS),
@@ -49,59 +76,77 @@ def choose(engine: Engine, preset: Preset) -> tuple[Thresholds, dict[str, Any]]:
         "on": thresholds.on,
         "off": thresholds.off,
         "quiet_highest": _probability(highest),
-        "quiet_sites": [_probability(float(part.max())) for part in quiet],
         "quiet_s": preset.quiet_s * preset.quiet_sites,
-        "quiet_alerts": int(sum(_alerts(part, on) for part in quiet)),
-        "demo_caught": caught,
+        "quiet_alerts": int(sum((played.sustained() >= on).any() for played in calm)),
+        **_caught(_model(engine, preset, thresholds), preset),
     }
     return thresholds, found
 
 
-def scored(engine: Engine, place: Site, preset: Preset, seconds: float) -> Iterator[tuple[float, F32]]:
-    """(fused logit, class logits) of every step of a site."""
-    history: dict[str, list[F32]] = {name: [] for name in MODALITIES}
-    mask = np.zeros((preset.history, len(MODALITIES)), np.float32)
-    step_s = preset.step_ms / 1000
-    for moment in site.moments(place, preset, 1.0, int((seconds - 1.0) / step_s)):
-        inputs: dict[str, NDArray[Any]] = {"frames": moment.frames, "pcm": moment.pcm, "readings": moment.readings}
-        mask = np.concatenate([mask[1:], np.ones((1, len(MODALITIES)), np.float32)])
-        packed: dict[str, NDArray[Any]] = {"mask": mask}
-        for name in MODALITIES:
-            embedding = engine.run(name, [{_INPUT[name]: inputs[_INPUT[name]]}])[0]["embedding"]
-            history[name] = [*history[name], embedding][-preset.history :]
-            empty = [np.zeros_like(embedding)] * (preset.history - len(history[name]))
-            packed[name] = np.stack([*empty, *history[name]])
-        result = engine.run("fusion", [packed])[0]
-        yield float(result["logit"]), result["classes"]
+def play(model: Model, place: Site, preset: Preset, seconds: float) -> Played:
+    """The first `seconds` of a site through the pipeline."""
+    channels = tuple(Channel(source="air", channel=name, quantity=name) for name in CHANNELS)  # type: ignore[arg-type]
+    scene = SceneConfig(name="site", camera="camera", microphone="camera", sensors=channels)
+    played = Played(preset)
+    pipeline = Pipeline([scene], model, on_scores=played.hear)
+    for index in range(int(seconds * 1000) // preset.step_ms):
+        for sample in _samples(place, preset, index):
+            played.events += pipeline.push(sample)
+    played.events += pipeline.flush()
+    return played
 
 
-def _sustained(logits: list[float]) -> F32:
-    """The highest level that each step and its predecessors hold for `_ON_STEPS` steps."""
-    values = np.asarray(logits, np.float32)
-    return np.min([values[i : len(values) - _ON_STEPS + 1 + i] for i in range(_ON_STEPS)], axis=0)  # type: ignore[no-any-return]
+def _samples(place: Site, preset: Preset, index: int) -> list[Sample]:
+    """Everything that the sources of a site deliver in its `index`-th step, and the tick that closes it."""
+    begin_ms, end_ms = index * preset.step_ms, (index + 1) * preset.step_ms
+    found = [
+        Sample("camera", "frame", 3 * index + i, (end_ms - back) * _MS, place.frame((end_ms - back) / 1000))
+        for i, back in enumerate(_FRAMES_MS)
+    ]
+    count = place.rate_hz * preset.step_ms // 1000
+    found.append(Sample("camera", "audio", index, begin_ms * _MS, place.sound(index * count, count), place.rate_hz))
+    if begin_ms % 1000 == 0:
+        found += [
+            Sample("air", "reading", index * len(CHANNELS) + i, begin_ms * _MS, reading)
+            for i, reading in enumerate(place.readings(begin_ms / 1000))
+        ]
+    found.append(Sample(CLOCK, "tick", index, (end_ms + _LATE_MS) * _MS))
+    return found
 
 
-def _alerts(sustained: F32, on: float) -> int:
-    above = sustained >= on
-    return int((above[1:] & ~above[:-1]).sum() + above[0])
-
-
-def _caught(engine: Engine, preset: Preset, on: float) -> dict[str, str]:
-    """Per label of the demo: how many of its episodes reach the threshold while they last."""
+def _caught(model: Model, preset: Preset) -> dict[str, Any]:
+    """Per label of the demo: how many of its episodes bring an alert, and the names; alerts without an episode."""
     seen: dict[str, list[bool]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
+    astray = 0
     seconds = min(float(preset.quiet_s), 420.0)
-    spec = preset.vision_spec
     for seed in tracked("demo sites", _DEMO_SEEDS[: max(preset.quiet_sites - 1, 1)]):
-        place = Site(
-            seed, demo(seed, seconds), width=spec.width, height=spec.height, rate_hz=preset.audio_spec.rate_hz
-        )
-        level = _sustained([logit for logit, _ in scored(engine, place, preset, seconds)])
-        times = 1.0 + np.arange(len(level)) * preset.step_ms / 1000
+        place = _site(seed, preset, calm=False, seconds=seconds)
+        alerts = play(model, place, preset, seconds).alerts()
+        times = {id(alert): (alert.onset_step + 1) * preset.step_ms / 1000 for alert in alerts}
         for episode in place.episodes:
-            during = level[(times >= episode.start_s) & (times <= episode.end_s + 2.0)]
-            if len(during):
-                seen[episode.label].append(bool((during >= on).any()))
-    return {label: f"{sum(hits)}/{len(hits)}" for label, hits in sorted(seen.items())}
+            hits = [a for a in alerts if episode.start_s <= times.get(id(a), -1.0) <= episode.end_s + 4.0]
+            seen[episode.label].append(bool(hits))
+            names[episode.label] += [alert.label for alert in hits]
+            for alert in hits:
+                times.pop(id(alert), None)
+        astray += len(times)
+    return {
+        "demo_caught": {label: f"{sum(hits)}/{len(hits)}" for label, hits in sorted(seen.items())},
+        "demo_named": {label: sorted(set(found)) for label, found in sorted(names.items()) if found},
+        "demo_astray": astray,
+    }
+
+
+def _site(seed: int, preset: Preset, *, calm: bool, seconds: float = 0.0) -> Site:
+    spec = preset.vision_spec
+    script = quiet(seed, preset.quiet_s) if calm else demo(seed, seconds)
+    return Site(seed, script, width=spec.width, height=spec.height, rate_hz=preset.audio_spec.rate_hz)
+
+
+def _model(engine: Engine, preset: Preset, thresholds: Thresholds) -> Model:
+    made = bundle.manifest(preset, thresholds, 0, {}, bundle.now())
+    return Model(made, "0" * 64, engine)
 
 
 def _probability(logit: float) -> float:

@@ -17,7 +17,6 @@ from edge_agent.contract.manifest import GRAPHS
 from edge_agent.core.records import F32, Engine
 from edge_agent.engine import load, selftest
 from edge_agent.engine.openvino import OpenVino
-from edge_agent.simulate import Site
 from models import bundle, calibrate, card, evaluate
 from models.config import SOUNDS, Preset
 from models.data import logs, pictures, site, sounds
@@ -45,7 +44,7 @@ class Parts:
     split: Split
     corpus: Corpus
     stage: Stage
-    sites: list[Site]
+    places: list[site.Place]
     clips: list[Clip]  #: recorded, and heard at the simulated sites
 
 
@@ -66,15 +65,15 @@ def read_corpus(root: Path | None, preset: Preset) -> Corpus:
 def gather(corpus: Corpus, preset: Preset, split: Split, seed: int) -> Parts:
     """The parts of one split."""
     count = max(preset.tracks // (8 if split == "train" else 16), 1)
-    sites = site.scenes(split, preset, count, 150.0 if preset.tracks > 10 else 90.0)
+    places = site.places(split, preset, count, 150.0 if preset.tracks > 10 else 90.0)
     stage = Stage(
         [film for film in corpus.footage if film.split == split],
         [film for film in corpus.fires if film.split == split],
         preset.vision_spec,
         seed * 2 + (split == "dev"),
     )
-    heard = [clip for place in tracked(f"{split} site sounds", sites) for clip in site.clips(place, split)]
-    return Parts(split, corpus, stage, sites, [*(c for c in corpus.clips if c.split == split), *heard])
+    heard = [clip for place in tracked(f"{split} site sounds", places) for clip in site.clips(place, split)]
+    return Parts(split, corpus, stage, places, [*(c for c in corpus.clips if c.split == split), *heard])
 
 
 def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) -> None:
@@ -82,8 +81,8 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
     rng = np.random.default_rng([seed, 21])
     staged = [
         picture
-        for place in tracked("site pictures", parts.sites)
-        for picture in site.pictures(place, preset, 60 if preset.tracks > 10 else 6, rng)
+        for place in tracked("site pictures", parts.places)
+        for picture in site.pictures(place, 60 if preset.tracks > 10 else 6, rng)
     ]
     train_vision(network.vision, preset, parts.stage, staged, seed)
     heard = listen(parts.clips, preset.audio_spec)
@@ -94,8 +93,8 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
     )
     train_audio(network.audio, preset, ear, seed)
     felt = [
-        (site.window(place, begin_s, preset), QUIET if not wrong else 0.98)
-        for place in parts.sites
+        (site.window(place.site, begin_s, preset), QUIET if not wrong else 0.98)
+        for place in parts.places
         for begin_s, wrong in site.felt(place, rng, 40)
     ]
     tables = [table for table in parts.corpus.tables if table.split == "train"]
@@ -150,8 +149,8 @@ def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer
     tables = [table for table in parts.corpus.tables if table.split == parts.split]
     trios = [
         trio
-        for place in tracked(f"{parts.split} sites", parts.sites)
-        for trio in maker.site(place, spells(place, preset))
+        for place in tracked(f"{parts.split} sites", parts.places)
+        for trio in maker.site(place, spells(place.site, preset))
     ]
     tracks = {
         "vision": maker.vision(parts.stage, count),
@@ -184,11 +183,11 @@ def packed(windows: Windows) -> dict[str, NDArray[Any]]:
     }
 
 
-def _golden(out: Path, preset: Preset, place: Site) -> None:
+def _golden(out: Path, preset: Preset, place: site.Place) -> None:
     """Self-test vectors: moments of a simulated dev site, half of them within its episodes."""
-    times = [e.start_s + 3.0 for e in place.episodes if e.anomalous][: _GOLDEN // 2]
+    times = [e.start_s + 3.0 for e in place.site.episodes if e.anomalous][: _GOLDEN // 2]
     times += [40.0 * preset.step_ms / 1000 + 3.0 * i for i in range(_GOLDEN - len(times))]
-    moments = [next(site.moments(place, preset, t_s, 1)) for t_s in times]
+    moments = [next(site.moments(place, t_s, 1)) for t_s in times]
     arrays = bundle.golden(
         open_engine(out, preset),
         preset,
@@ -215,7 +214,7 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
     export(network.fusion, preset, "fusion", out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, network.fusion)
     _save_replay(out, composers, seed)
-    _golden(out, preset, parts["dev"].sites[0])
+    _golden(out, preset, parts["dev"].places[0])
     figures: dict[str, Any] = {
         "preset": preset.name,
         "seed": seed,

@@ -108,7 +108,7 @@ class Stage:
         filmed = _camera(np.random.default_rng([script.seed, 8, step]), views, script.frozen)
         graded = _graded(np.random.default_rng([script.seed, 9]), filmed)
         frames = prepare.vision((graded[0], graded[1], graded[2]), self.spec)
-        return Picture(frames, _cells(cells), script.wrong)
+        return Picture(frames, cells_of(cells), script.wrong)
 
     def _background(self, script: Script, step: int) -> F32:
         if script.film is None:
@@ -343,7 +343,8 @@ def _graded(rng: Rng, views: U8) -> U8:
     return np.asarray(np.clip(grey + (picture - grey) * rng.uniform(0.7, 1.4), 0, 255), np.uint8)
 
 
-def _cells(mask: F32) -> F32:
+def cells_of(mask: F32) -> F32:
+    """A mask (height, width) as cells of the heat map: 1 marked, 0 not, −1 where too little of a cell is."""
     height, width = mask.shape
     share = cv2.resize(mask, (width // STRIDE, height // STRIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(np.where(share >= 0.2, 1.0, np.where(share > 0.03, _IGNORED, 0.0)), np.float32)

@@ -160,11 +160,11 @@ class TrackMaker:
         active = made.active[begin + span : begin + span + steps].astype(np.int8)
         return Track(self.encode("sensors", windows), active, _TRACE_CLASS.get(wrong or "", ""), kind)
 
-    def site(self, place: Site, spells: Sequence[tuple[float, int]]) -> list[Trio]:
+    def site(self, place: simulated.Place, spells: Sequence[tuple[float, int]]) -> list[Trio]:
         """Whole steps of the simulated site: (end of the first step in s, steps) per spell."""
         found = []
         for begin_s, steps in spells:
-            moments = list(simulated.moments(place, self.preset, begin_s, steps))
+            moments = list(simulated.moments(place, begin_s, steps))
             inputs: dict[Modality, NDArray[np.generic]] = {
                 "vision": np.stack([m.frames for m in moments]),
                 "audio": np.stack([m.pcm for m in moments]),
