@@ -1,0 +1,1 @@
+"""Speed and memory: one file per question, asked of the machine at hand. `python -m benchmarks`; see README.md."""
