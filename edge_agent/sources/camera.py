@@ -6,7 +6,7 @@ The thread of the connection (`line.Line`) is the only one that touches libav's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +33,7 @@ _UNUSABLE = 250  # packets in a row that do not decode: the stream is not what i
 _SLICE_S = 1.0  # RTSP resumes after an interrupt between packets, so a closed camera lets go within this
 _HEIGHT_709 = 720  # a stream that does not name its matrix: BT.709 from here on, BT.601 below, as players do
 _PARSED = ("h264", "hevc")  # RTP gives these in pieces: libav knows that a picture is whole when the next one starts
+_MAX_REORDER = 16  # pictures that H.264 and HEVC may show in another order than they are sent in
 _UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")  # formats without times: libav counts 25 pictures a second
 _INTRA = ("mjpeg",)  # every picture stands alone: what is not analysed need not be decoded
 _PROTOCOLS = {
@@ -300,12 +301,16 @@ class _Track:
         if packet.is_corrupt:
             self._work.counters["corrupt"] += 1
             return
-        if packet.size:
-            if packet.pts is None:
+        for known in self._known(packet) if packet.size else ():
+            if known.pts is None:
                 self._work.counters["undated"] += 1
             else:
-                yield self._record(packet, packet.pts)
+                yield self._record(known, known.pts)
         yield from self._samples(packet)
+
+    def _known(self, packet: av.Packet[Any]) -> Iterable[av.Packet[Any]]:
+        """The packets whose times are known by now, as far as they ever will be."""
+        return (packet,)
 
     def _arrived(self, packet: av.Packet[Any], decode_ns: int, now_ns: int) -> None:
         raise NotImplementedError
@@ -380,6 +385,17 @@ class _Picture(_Track):
         self._alone = name in _INTRA
         self._late = name in _PARSED and work.address.scheme.startswith("rtsp")
         self._before_ns: int | None = None
+        self._first: list[av.Packet[Any]] | None = []  # of the stream, until one has both of its times
+
+    def _known(self, packet: av.Packet[Any]) -> Iterable[av.Packet[Any]]:
+        if self._first is None:
+            return (packet,)
+        self._first.append(packet)
+        if packet.dts is None and len(self._first) <= _MAX_REORDER:
+            return ()
+        first, self._first = self._first, None
+        _count_back(first)
+        return first
 
     def _arrived(self, packet: av.Packet[Any], decode_ns: int, now_ns: int) -> None:
         shown_ns = decode_ns if packet.pts is None else _ns(packet.pts, packet.time_base)
@@ -456,6 +472,24 @@ class _Sound(_Track):
 
     def _end_ns(self) -> int:
         return self._start_ns + self._block.size * SECOND // RATE_HZ
+
+
+def _count_back(first: Sequence[av.Packet[Any]]) -> None:
+    """Date a stream's first packets, in decoding order, by the last of them.
+
+    Over RTSP libav learns only from a few packets in which order pictures are shown: until then it gives no decoding
+    times, and to the key picture no time at all. Without that picture nothing up to the next one could be shown.
+    """
+    last = first[-1]
+    step = last.duration or 1
+    if last.dts is None or last.pts is None:
+        return
+    for back, packet in enumerate(reversed(first)):
+        if packet.dts is None:
+            packet.dts = last.dts - back * step
+    if first[0].pts is None and first[0].dts is not None:
+        next_shown = min(packet.pts for packet in first if packet.pts is not None)
+        first[0].pts = max(first[0].dts, next_shown - step)
 
 
 def _resampler() -> av.AudioResampler:

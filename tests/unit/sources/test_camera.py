@@ -176,6 +176,22 @@ def test_packets_make_a_clip_again(tmp_path: Path, codec: str) -> None:
     assert set(frames) <= {packet.captured_ns for packet in video}  # a frame has the time of its packet
 
 
+@pytest.mark.needs("gst-rtsp")
+def test_a_stream_can_be_shown_from_its_first_picture_on(tmp_path: Path) -> None:
+    # B-frames, and one key picture in ten seconds: libav gives it no time over RTSP.
+    path = clip(tmp_path / "clip.mp4", seconds=10, fps=10, extra=("-bf", "3", "-g", "100"))
+    with rtsp_server(path) as server, watching(url=server.url, allow_local=True) as camera:
+        items = collect(camera, frames=15)
+        assert camera.counters["undated"] == 0
+    video = packets(items, "video")
+    assert video[0].key
+    assert video[0].captured_ns == min(packet.captured_ns for packet in video)
+    decode = [packet.decode_ns for packet in video]
+    assert decode == sorted(set(decode))
+    frames = [sample.captured_ns for sample in samples(items, "frame")]
+    assert video[0].captured_ns < min(frames)  # it is shown before whatever was decoded first
+
+
 def test_a_damaged_file_is_counted_and_played_on(tmp_path: Path) -> None:
     path = clip(tmp_path / "clip.ts", seconds=3, fps=10)
     data = bytearray(path.read_bytes())
