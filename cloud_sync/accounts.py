@@ -66,10 +66,12 @@ SYSTEM = Viewer("system", "viewer")
 class Accounts:
     """Users and logins of one installation. Methods block (Argon2: some 50 ms); safe between threads."""
 
-    def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, store: Store, now_ns: Callable[[], int] = time.time_ns, hasher: argon2.PasswordHasher | None = None
+    ) -> None:
         self._store = store
         self._now_ns = now_ns
-        self._hasher = argon2.PasswordHasher()  # RFC 9106, low-memory profile: 64 MiB, 3 passes
+        self._hasher = hasher or argon2.PasswordHasher()  # RFC 9106, low-memory profile: 64 MiB, 3 passes
         self._wrong = _Attempts()
         self._hashing = threading.Semaphore(2)  # 64 MiB each: logins must not exhaust the machine's memory
         self._nobody = self._hasher.hash(secrets.token_hex(16))

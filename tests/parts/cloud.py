@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import argon2
+
 from cloud_sync.broker import Delivery
 from cloud_sync.enrol import token_hash
 from cloud_sync.store import Store, open_store
@@ -17,6 +19,8 @@ from edge_agent.contract.event import Body, Event, Evidence, Heat, Message, Phas
 
 STREAM = "0123456789abcdef" * 2
 WALL_NS = 1_700_000_000_000_000_000
+#: Argon2id for tests: what it costs is no matter here.
+CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _mids = itertools.count(1)
 
 

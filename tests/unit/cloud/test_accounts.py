@@ -13,6 +13,7 @@ from cloud_sync.accounts import ATTEMPTS, ATTEMPTS_S, LINK_S, MAX_LOGINS, SESSIO
 from cloud_sync.errors import AccessRefused, CloudError, NotFound
 from cloud_sync.store import Store, audit
 from cloud_sync.store.tables import Login, User
+from tests.parts.cloud import CHEAP
 
 _S = 10**9
 
@@ -35,7 +36,7 @@ def clock() -> HandClock:
 
 @pytest.fixture
 def accounts(any_store: Store, clock: HandClock) -> Accounts:
-    return Accounts(any_store, clock)
+    return Accounts(any_store, clock, CHEAP)
 
 
 def refused(call: object, *arguments: object) -> AccessRefused:
@@ -56,7 +57,9 @@ def test_the_first_start_makes_one_admin_and_says_the_password_once(accounts: Ac
 
 def test_two_first_starts_at_once_make_one_admin(any_store: Store) -> None:
     found: list[str | None] = []
-    threads = [threading.Thread(target=lambda: found.append(Accounts(any_store).first_run())) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(Accounts(any_store, hasher=CHEAP).first_run())) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -68,6 +71,12 @@ def test_there_is_no_default_password(accounts: Accounts) -> None:
     accounts.first_run()
     for guess in ("admin", "", "password", "tectum"):
         assert refused(accounts.login, "admin", guess).status == 401
+
+
+def test_passwords_are_hashed_as_rfc_9106_asks(any_store: Store) -> None:
+    Accounts(any_store).first_run()
+    with any_store.read() as session:
+        assert session.get_one(User, "admin").password_hash.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
 
 
 def test_the_database_holds_neither_passwords_nor_tokens(accounts: Accounts, any_store: Store) -> None:
