@@ -27,6 +27,7 @@ from cloud_sync.broker import Link
 from cloud_sync.config import Config
 from cloud_sync.errors import CloudError, StoreBusy
 from cloud_sync.ingest import Ingest, Intake
+from cloud_sync.release import Repository
 from cloud_sync.store import open_store
 from edge_agent.contract import topics
 
@@ -53,12 +54,14 @@ def build(services: api.Services, *, dashboard: bool = True) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
-        worker = asyncio.create_task(asyncio.to_thread(_notifier(services).run, stop))
+        repository = Repository(services.config.tuf_dir, services.config.keys_dir)
+        jobs = (_notifier(services).run, repository.keep_renewed)
+        workers = [asyncio.create_task(asyncio.to_thread(job, stop)) for job in jobs]
         try:
             yield
         finally:
             stop.set()
-            await worker
+            await asyncio.gather(*workers)
 
     app = FastAPI(title="Tectum", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.services = services

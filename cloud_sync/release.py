@@ -7,10 +7,14 @@ snapshot and timestamp are online. No key ships: `cloud-sync keys init` makes th
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +42,12 @@ from edge_agent.contract import topics, wire
 from edge_agent.contract.manifest import GRAPHS, Manifest, bundle_hash
 from edge_agent.contract.status import Desired
 
+log = logging.getLogger(__name__)
+
 FAMILY = "tectum-default"
 #: Role → keys made and signatures needed.
 KEYS = {"root": (3, 2), "targets": (3, 2), "models": (2, 2), "snapshot": (1, 1), "timestamp": (1, 1)}
+RENEW_EVERY_S = 3600.0
 LIFETIME_DAYS = {"root": 730, "targets": 730, "models": 365, "snapshot": 30, "timestamp": 14}
 
 
@@ -100,6 +107,10 @@ class Repository:
         Files come first and the timestamp last, so that a kill at any moment leaves the old release in force.
         """
         data, manifest = _checked(bundle)
+        with self._alone():
+            return self._release(bundle, data, manifest)
+
+    def _release(self, bundle: Path, data: bytes, manifest: Manifest) -> Released:
         digest = bundle_hash(data)
         role = _role(manifest.family)
         models = self._load(role)
@@ -155,11 +166,39 @@ class Repository:
 
     def renew(self) -> bool:
         """Sign snapshot and timestamp anew if the timestamp is past half its life; whether it was."""
+        timestamp = self._metadata / "timestamp.json"
+        if not timestamp.exists():
+            return False  # this installation signs no updates
         half = dt.timedelta(days=LIFETIME_DAYS["timestamp"] / 2)
-        if Metadata[Timestamp].from_file(str(self._metadata / "timestamp.json")).signed.expires - _now() > half:
-            return False
-        self._publish({})
+        with self._alone():
+            if Metadata[Timestamp].from_file(str(timestamp)).signed.expires - _now() > half:
+                return False
+            self._publish({})
         return True
+
+    def keep_renewed(self, stop: threading.Event) -> None:
+        """Renew until `stop`: an expired timestamp would block updates, though never the models that run."""
+        while not stop.is_set():
+            try:
+                if self.renew():
+                    log.info("release metadata signed anew for %d days", LIFETIME_DAYS["timestamp"])
+            except (ReleaseError, OSError) as error:
+                log.error(
+                    "release metadata cannot be renewed, devices will refuse updates once it expires: %s", error
+                )
+            stop.wait(RENEW_EVERY_S)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One signer at a time: `serve` renews while an operator releases."""
+        if not self._keys.is_dir():
+            raise ReleaseError(f"there are no keys in {self._keys}: run `cloud-sync keys init` first")
+        handle = os.open(self._keys, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _publish(self, versions: dict[str, int]) -> None:
         """A new snapshot with `versions` changed, and the timestamp that puts it in force."""
