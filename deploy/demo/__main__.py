@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--source", help="camera URL (rtsp, http) or video file; without it: the simulated site")
     parser.add_argument("--until", choices=["first-alert"], help="end by itself then")
-    parser.add_argument("--seed", type=int, default=7, help="of the simulated site")
+    parser.add_argument("--seed", type=int, default=1, help="of the simulated site")
     parser.add_argument("--quiet-site", action="store_true", help="a simulated site where nothing happens")
     parser.add_argument("--port", type=int, default=0, help="of the dashboard; 0: any free one")
     return parser.parse_args()
@@ -152,7 +152,7 @@ def _run(demo: Demo, args: argparse.Namespace, started: float) -> None:
 def _site(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The agent's configuration: one scene on one source."""
     if args.source:
-        source: dict[str, object] = {"driver": "camera", "options": {"url": args.source}}
+        source: dict[str, object] = {"driver": "camera", "options": {"url": args.source, "allow_local": True}}
         if "://" not in args.source:
             path = Path(args.source).expanduser().resolve()
             if not path.is_file():
