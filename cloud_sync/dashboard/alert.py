@@ -263,7 +263,7 @@ def _classes(detail: AlertDetail) -> None:
             for name, value in found:
                 with Tag("span"):
                     Tag("span", text=f"{name} ")
-                    Tag("b", text=f"{value:.0%}")
+                    Tag("b", text=words.percent(value))
 
 
 def _media_note(detail: AlertDetail) -> None:
@@ -301,8 +301,10 @@ def _facts(shown: Shown) -> None:
     with _entry("Device"):
         Tag("a", text=row.device, href=f"/devices#{row.device}")
         Tag("span", "dim", f" at {row.site}")
-    _fact("Score", f"peak {row.peak:.2f}, now {row.score:.2f}" if row.ended_ns is None else f"peak {row.peak:.2f}")
-    _fact("Threshold", f"{row.threshold:.2f}{' (general, still calibrating)' if row.calibrating else ''}")
+    _fact(
+        "Score", f"peak {words.score(row.peak)}" + (f", now {words.score(row.score)}" if row.ended_ns is None else "")
+    )
+    _fact("Threshold", f"{words.score(row.threshold)}{' (general, still calibrating)' if row.calibrating else ''}")
     with _entry("Opened by"):
         Tag("span", text=f"rule {row.rule or ''}" if row.origin == "rule" else "the model")
     with _entry("Model"):

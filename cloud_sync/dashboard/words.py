@@ -66,6 +66,22 @@ def probability(logit: float) -> float:
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else 1 - 1 / (1 + math.exp(logit))
 
 
+def percent(share: float) -> str:
+    """A probability for people; nothing is called certain."""
+    if share > 0.995:
+        return "over 99%"
+    return "under 1%" if share < 0.005 else f"{share:.0%}"
+
+
+def score(value: float) -> str:
+    """A score; near 0 and 1 with a third digit, where two would call it certain."""
+    if value > 0.9995:
+        return "> 0.999"
+    if value < 0.0005:
+        return "< 0.001"
+    return f"{value:.3f}" if value > 0.98 or value < 0.02 else f"{value:.2f}"
+
+
 def _join(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -87,8 +103,8 @@ def explain_shares(shares: Mapping[str, float], present: Collection[str]) -> lis
         none = shares.get("none", 0.0)
         full = none + sum(shares.get(m, 0.0) for m in there)
         sentences.append(
-            f"Knowing nothing, the model would say {probability(none):.0%}; "
-            f"with {'all of this' if len(there) > 1 else 'this alone'} it says {probability(full):.0%}."
+            f"Knowing nothing, the model would say {percent(probability(none))}; "
+            f"with {'all of this' if len(there) > 1 else 'this alone'} it says {percent(probability(full))}."
         )
     return sentences
 

@@ -50,7 +50,7 @@ def test_the_clip_plays_with_picture_and_sound_and_can_be_sought(whole: str, tab
     page.locator(".playhead").wait_for(state="attached")
     box = page.locator(".tracks").bounding_box()
     assert box is not None
-    page.mouse.click(box["x"] + 132 + (box["width"] - 132) * 0.8, box["y"] + 40)
+    page.mouse.click(box["x"] + 150 + (box["width"] - 150) * 0.8, box["y"] + 40)
     page.wait_for_function("document.querySelector('video').currentTime > 7")
 
 

@@ -51,6 +51,22 @@ export function ago(ms, now = Date.now()) {
 
 export const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
+// A score near 0 or 1 is told apart where two digits would call it certain.
+export function score(value) {
+  if (value > 0.9995) return "> 0.999";
+  if (value < 0.0005) return "< 0.001";
+  return value.toFixed(value > 0.98 || value < 0.02 ? 3 : 2);
+}
+
+// Scores are drawn on a logit scale, 0..1 from bottom to top: thresholds lie close to 1, and so do the scores that
+// pass them; on a linear scale the two could not be told apart.
+const EDGE = 0.002;
+const logit = (p) => Math.log(p / (1 - p));
+export function height(value) {
+  const span = logit(1 - EDGE);
+  return (logit(Math.min(1 - EDGE, Math.max(EDGE, value))) + span) / (2 * span);
+}
+
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);

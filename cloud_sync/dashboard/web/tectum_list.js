@@ -1,6 +1,6 @@
 // The alert list. Rows come whole; the server then sends only what changed through `merge`, so that nothing
 // reloads, nothing flickers and the place where somebody reads stays where it is.
-import { MODALITIES, day, duration, isTyping, moment, signed, time, utc } from "tectum";
+import { MODALITIES, day, duration, height, isTyping, moment, score, signed, time, utc } from "tectum";
 
 const VERDICTS = { r: "real", f: "false", u: "unsure" };
 const VERDICT_ICONS = { real: "check_circle", false: "cancel", unsure: "help" };
@@ -26,7 +26,7 @@ export default {
           <span v-if="mix(item).length" class="mix" role="img" :aria-label="words(item)"><i v-for="part in mix(item)" :key="part.key" :class="[part.key, {negative: part.value < 0}]" :style="{flexGrow: Math.abs(part.value)}"></i></span>
           <span class="lead" :class="lead(item)?.key"><template v-if="lead(item)"><q-icon :name="lead(item).icon"/>{{ lead(item).name }}</template><template v-else>{{ item.rule ? 'rule' : '' }}</template></span>
         </div>
-        <div class="peak" :title="'Peak score ' + item.peak.toFixed(2) + ', threshold ' + item.threshold.toFixed(2)"><b>{{ item.peak.toFixed(2) }}</b><span class="gauge"><i :style="{width: item.peak * 100 + '%'}"></i><s :style="{left: item.threshold * 100 + '%'}"></s></span></div>
+        <div class="peak" :title="'Peak score ' + score(item.peak) + ', threshold ' + score(item.threshold)"><b>{{ score(item.peak) }}</b><span class="gauge"><i :style="{width: height(item.peak) * 100 + '%'}"></i><s :style="{left: height(item.threshold) * 100 + '%'}"></s></span></div>
         <div class="when"><time :datetime="iso(item.at)" :title="utc(item.at) + (item.unsynced ? ' (clock not synchronised)' : '')">{{ clock(item.at) }}<span v-if="item.unsynced" class="dim" aria-label="clock not synchronised">≈</span></time><span class="dim">{{ item.phase === 'live' ? 'for ' + length(now - item.at) : item.ended ? length(item.ended - item.at) : '' }}</span></div>
         <div class="said"><span v-if="item.verdict" class="verdict" :class="item.verdict"><q-icon :name="icons[item.verdict]"/>{{ item.verdict }}</span><span v-else class="verdict open">to review</span></div>
       </template>
@@ -75,6 +75,8 @@ export default {
   },
   methods: {
     utc,
+    score,
+    height,
     clock: time,
     moment,
     length: duration,

@@ -3,7 +3,7 @@
 //   {kind: "line", title, unit, points: [[t, value]], held: bool}    any scale; `held` draws steps
 //   {kind: "image", title, src, from, to, note}                      a picture stretched over its span
 // Pointing shows the values of that moment in every track; a click moves the clip there.
-import { number, offset } from "tectum";
+import { height, number, offset, score as scoreText } from "tectum";
 
 const STEPS = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400];
 
@@ -34,12 +34,13 @@ export default {
             <defs v-if="track.clip"><clipPath :id="track.clip"><rect x="0" y="-5" width="1000" :height="track.cut + 5"/></clipPath></defs>
             <path v-if="track.area && track.clip" class="area hot" :d="track.area" :clip-path="'url(#' + track.clip + ')'"/>
             <path v-if="track.area" class="area" :d="track.area"/>
+            <line v-for="at in track.grid" :key="at" class="grid" x1="0" x2="1000" :y1="at" :y2="at"/>
             <line v-if="track.cut !== null" class="threshold" x1="0" x2="1000" :y1="track.cut" :y2="track.cut"/>
             <path class="line" :d="track.line"/>
             <path v-if="track.clip" class="line hot" :d="track.line" :clip-path="'url(#' + track.clip + ')'"/>
           </svg>
-          <span class="track-top">{{ track.topText }}</span><span class="track-bottom">{{ track.bottomText }}</span>
-          <span v-if="track.cut !== null" class="track-threshold" :style="{top: track.cut + '%'}">threshold {{ track.threshold.toFixed(2) }}</span>
+          <span v-for="tick in track.labels" :key="tick.text" class="track-tick" :style="{top: tick.at + '%'}">{{ tick.text }}</span>
+          <span v-if="track.cut !== null" class="track-threshold" :class="{below: track.cut < 22}" :style="{top: track.cut + '%'}">threshold {{ scoreText(track.threshold) }}</span>
           <span v-if="dot(track)" class="track-dot" :style="dot(track)"></span>
         </template>
       </div>
@@ -74,6 +75,7 @@ export default {
   },
   methods: {
     label: offset,
+    scoreText,
     tick(event) {
       this.clock = event.detail >= this.domain.from && event.detail <= this.domain.to ? event.detail : null;
     },
@@ -88,15 +90,8 @@ export default {
     },
     shape(track, index) {
       if (track.kind === "image") return { ...track, key: index, words: `${track.title}: picture over time` };
-      const score = track.kind === "score";
       const values = track.points.map((p) => p[1]);
-      let low = score ? 0 : Math.min(...values);
-      let high = score ? 1 : Math.max(...values);
-      const flat = high - low < 1e-9;
-      // A scale that hugged its values would make the noise of a steady sensor look like an event.
-      const least = Math.max(Math.abs(high), Math.abs(low)) * 0.15 || 1;
-      if (!score && high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
-      const y = (value) => 96 - ((value - low) / (high - low)) * 92;
+      const { y, labels, grid } = track.kind === "score" ? this.scoreScale() : this.valueScale(values);
       let line = "";
       let last = null;
       for (const [t, value] of track.points) {
@@ -106,22 +101,37 @@ export default {
         last = px;
       }
       const first = track.points.length ? (this.share(track.points[0][0]) * 1000).toFixed(2) : 0;
-      const cut = score && track.threshold !== null ? y(track.threshold) : null;
+      const cut = track.threshold === undefined ? null : y(track.threshold);
       return {
-        ...track, key: index, line, cut, y,
+        ...track, key: index, line, cut, y, labels, grid,
         area: last === null ? "" : `${line}L${last} 100L${first} 100Z`,
         clip: cut === null ? null : `over-${this.$.uid}-${index}`,
-        topText: score ? "1" : flat ? "" : number(high),
-        bottomText: score ? "0" : flat ? "" : number(low),
         words: this.words(track, values),
       };
+    },
+    scoreScale() {
+      const y = (value) => 97 - height(value) * 94;
+      const ticks = [0.99, 0.9, 0.5, 0.1, 0.01];
+      return { y, labels: ticks.map((value) => ({ at: y(value), text: `${value}` })), grid: ticks.map(y) };
+    },
+    valueScale(values) {
+      let low = Math.min(...values);
+      let high = Math.max(...values);
+      const flat = high - low < 1e-9;
+      // A scale that hugged its values would make the noise of a steady sensor look like an event.
+      const least = Math.max(Math.abs(high), Math.abs(low)) * 0.15 || 1;
+      if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
+      const y = (value) => 92 - ((value - low) / (high - low)) * 84;
+      const labels = flat ? [] : [{ at: 13, text: number(high) }, { at: 87, text: number(low) }];
+      return { y, labels, grid: [] };
     },
     words(track, values) {
       if (!values.length) return `${track.title}: nothing was recorded`;
       const top = Math.max(...values);
       const when = offset(track.points[values.indexOf(top)][0]);
       const unit = track.unit ? ` ${track.unit}` : "";
-      return `${track.title} over time: lowest ${number(Math.min(...values))}${unit}, highest ${number(top)}${unit} at ${when}`;
+      const said = track.kind === "score" ? scoreText : number;
+      return `${track.title} over time: lowest ${said(Math.min(...values))}${unit}, highest ${said(top)}${unit} at ${when}`;
     },
     moment(track) {
       const t = this.at ?? this.clock;
@@ -132,7 +142,7 @@ export default {
       if (!track.points.length) return "no data";
       const here = this.moment(track);
       if (track.kind === "score") {
-        return here ? here[1].toFixed(2) : `peak ${Math.max(...track.points.map((p) => p[1])).toFixed(2)}`;
+        return here ? scoreText(here[1]) : `peak ${scoreText(Math.max(...track.points.map((p) => p[1])))}`;
       }
       const value = (here ?? track.points.at(-1))[1];
       if (track.unit === "0/1") return value >= 0.5 ? "on" : "off";

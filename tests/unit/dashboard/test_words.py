@@ -98,3 +98,18 @@ def test_bytes_for_people(count: int, text: str) -> None:
 )
 def test_lengths_of_time_for_people(seconds: float, text: str) -> None:
     assert words.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.50"), (0.9768, "0.98"), (0.9812, "0.981"), (0.99997, "> 0.999"), (0.0, "< 0.001"), (1.0, "> 0.999")],
+)
+def test_a_score_is_never_rounded_to_certainty(value: float, text: str) -> None:
+    assert words.score(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.5, "50%"), (0.999, "over 99%"), (0.001, "under 1%"), (0.0, "under 1%")]
+)
+def test_a_probability_is_never_called_certain(share: float, text: str) -> None:
+    assert words.percent(share) == text
