@@ -310,13 +310,14 @@ def _sound(out: OutputContainer, footage: Footage, base_ns: int, end_ns: int) ->
 
 
 def _aac_packets(stream: AudioStream, own: Sequence[Packet], base_ns: int) -> Iterator[_AvPacket]:
-    last = -1
+    rate_hz, last = stream.rate, -1
     for source in own:
         packet = av.Packet(_adts(source))  # the muxer strips ADTS and makes its description from it
         packet.stream = stream
-        packet.time_base = _BASE
-        packet.pts = packet.dts = last = max(last + 1, _ticks(source.captured_ns - base_ns))
-        packet.duration = _ticks(source.duration_ns)
+        # In the track's own unit: two times that rise in a finer one may be the same there, which MP4 refuses.
+        packet.time_base = Fraction(1, rate_hz)
+        packet.pts = packet.dts = last = max(last + 1, (source.captured_ns - base_ns) * rate_hz // 1_000_000_000)
+        packet.duration = source.duration_ns * rate_hz // 1_000_000_000
         packet.is_keyframe = True
         yield packet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -145,6 +146,25 @@ def test_a_camera_stream_is_remuxed_without_loss(tmp_path: Path) -> None:
 def test_packets_of_an_mp4_with_b_frames_and_aac_are_remuxed(tmp_path: Path) -> None:
     scene = SceneConfig(name="hall", camera="cam", microphone="cam")
     made = tell(tmp_path, footage.in_mp4("cam", 9.0, 5.0), scene=scene)
+    check_clip(made)
+    check_plays(made.path("clip"))
+
+
+def test_packets_that_come_at_once_after_a_connection_are_remuxed(tmp_path: Path) -> None:
+    # While the estimate of the camera's clock still sinks, its times stand: they rise by a nanosecond.
+    scene = SceneConfig(name="hall", camera="cam", microphone="cam")
+    items = footage.in_mp4("cam", 9.0, 5.0)
+    sound = [item for item in items if isinstance(item, Packet) and item.stream == "audio"]
+    sound = [packet for packet in sound if 3.2 < (packet.captured_ns - ORIGIN) / SECOND < 4]
+    late = {id(after): before for before, after in zip(sound[::2], sound[1::2], strict=False)}
+    assert late
+    crowded = [
+        dataclasses.replace(item, captured_ns=late[id(item)].captured_ns + 1, decode_ns=late[id(item)].decode_ns + 1)
+        if isinstance(item, Packet) and id(item) in late
+        else item
+        for item in items
+    ]
+    made = tell(tmp_path, crowded, scene=scene)
     check_clip(made)
     check_plays(made.path("clip"))
 
