@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from cloud_sync import broker, config
-from cloud_sync.bootstrap import bootstrap
+from cloud_sync.bootstrap import bootstrap, certificates
 from cloud_sync.broker import DynamicSecurity, Link, NoUsers, UsersFile
 from cloud_sync.errors import BrokerError, ConfigError
 from edge_agent.contract import topics
@@ -257,6 +257,25 @@ def test_a_broker_over_tls_is_checked_against_our_ca(tmp_path: Path) -> None:
             here = msgspec.structs.replace(settings, host="127.0.0.1")
             with pytest.raises(BrokerError, match=words):
                 broker.send(here, [("a", b"b")])
+
+
+def test_a_link_over_tls_carries_messages(tmp_path: Path) -> None:
+    for name, text in certificates("127.0.0.1").items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    tls = tmp_path / "tls"
+    with mosquitto(tmp_path / "broker", tls=(tls / "ca.pem", tls / "server.pem", tls / "server.key")) as server:
+        settings = config.BrokerConfig(
+            host="127.0.0.1", port=server.port, username="x", password="y", ca=tls / "ca.pem"
+        )
+        link = Link(settings, "ingest", ("a/#",), 16)
+        link.start()
+        try:
+            assert link.ready.wait(LIMIT_S)
+            broker.send(settings, [("a/1", b"sealed")])
+            assert [one.payload for one in link.collect(LIMIT_S, 1, time.monotonic())] == [b"sealed"]
+        finally:
+            link.stop()
 
 
 class TestLink:

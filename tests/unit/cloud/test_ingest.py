@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ from cloud_sync.store.tables import (
 from edge_agent.contract import wire
 from edge_agent.contract.event import Ack, Gap, Rollout
 from edge_agent.contract.status import Health, State
-from tests.parts.cloud import STREAM, WALL_NS, add_devices, delivery, event, event_id, evidence, message
+from tests.parts.cloud import STREAM, WALL_NS, add_devices, delivery, event, event_id, evidence, message, sqlite_store
 
 NOW_NS = WALL_NS + 10**12
 
@@ -412,6 +413,23 @@ class StubbornIntake:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ingest, "RETRY_S", (0.001, 0.001))
     return
+
+
+def test_a_full_disk_keeps_nothing_and_the_next_try_keeps_all(tmp_path: Path) -> None:
+    with sqlite_store(tmp_path) as store:
+        add_devices(store, "cam")
+        with store.engine.connect() as connection:  # the pool's only one: what it may grow to stays with it
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        intake = Intake(store, IngestConfig())
+        frame = delivery(wire.encode_batch([wire.encode(message(seq, of=seq)) for seq in range(1, 101)]))
+        with pytest.raises(StoreBusy, match="full"):
+            take(intake, frame)
+        assert count(store, Received) == 0
+        with store.engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages * 100}")
+        assert take(intake, frame)[0].ack.upto == 100
+        assert count(store, Received) == 100
 
 
 class TestLoop:

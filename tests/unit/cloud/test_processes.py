@@ -8,11 +8,14 @@ import json
 import os
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,11 +23,12 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
+import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
 from cloud_sync import broker, config, enrol
 from cloud_sync.accounts import COOKIE, Accounts
-from cloud_sync.bootstrap import bootstrap
+from cloud_sync.bootstrap import bootstrap, certificates
 from cloud_sync.store import Store, open_store
 from edge_agent.contract import topics, wire
 from edge_agent.contract.event import Ack
@@ -368,6 +372,32 @@ def test_pages_of_the_dashboard_need_a_login(cloud: Installation) -> None:
         assert b"fire" not in body
         assert cloud.ask("GET", path, headers={**html, **cloud.cookie()})[0] in (200, 404)
     assert cloud.ask("GET", "/login", headers=html)[0] == 200
+
+
+def test_over_tls_the_dashboard_is_reached_with_our_ca_alone(cloud: Installation) -> None:
+    for name, text in certificates("127.0.0.1").items():
+        (cloud.folder / name).parent.mkdir(exist_ok=True)
+        (cloud.folder / name).write_text(text)
+    tree = yaml.safe_load((cloud.folder / "cloud.yaml").read_text())
+    tree["listen"] |= {"tls_cert": "tls/server.pem", "tls_key": "tls/server.key"}
+    (cloud.folder / "cloud.yaml").write_text(yaml.safe_dump(tree))
+    program = cloud.run("serve")
+    url = f"https://127.0.0.1:{cloud.config.listen.port}/v1/health"
+    ours = ssl.create_default_context(cafile=cloud.folder / "tls" / "ca.pem")
+
+    def answers() -> bool:
+        with (
+            contextlib.suppress(urllib.error.URLError),
+            urllib.request.urlopen(url, context=ours, timeout=10) as answer,
+        ):
+            return "max-age" in answer.headers["Strict-Transport-Security"]
+        return False
+
+    until(answers, "no answer over TLS")
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(url, timeout=10)
+    program.terminate()
+    assert program.wait(LIMIT_S) == 0
 
 
 def test_the_programs_of_an_operator_work_together(cloud: Installation) -> None:
