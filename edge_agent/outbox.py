@@ -21,6 +21,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -56,6 +57,8 @@ _GAP = 3
 _MAX_RUNS = 1000  #: runs of seq in one Gap: about 20 kB, far from the wire's limit
 _MAX_UPLOADS = 10_000
 _MAX_QUARANTINED = 1000
+_BITE_ROWS = 512  #: acknowledged rows that leave in one transaction
+_BITE_BYTES = 1 << 20  #: evicted in one go
 _MAX_GROUP = 1024  #: pieces of work in one transaction
 _KEPT_DAMAGED = 2  #: damaged files kept for a person to look at
 _RESERVE_RETRY_NS = 10_000_000_000
@@ -158,7 +161,7 @@ class Outbox:
             self._store = self._opened()
             undo.callback(self._close_store)
             self._pressed = not self._reserve.restore()  #: the disk is too full for the reserve
-            self._write(lambda store: store.abort_open_events())
+            self._abort_open_events()
             undo.pop_all()
 
     @property
@@ -212,7 +215,12 @@ class Outbox:
 
         An acknowledgement of another stream, or beyond the highest seq of this one, deletes nothing and is counted.
         """
-        return self._write(lambda store: store.acknowledge(ack))
+        gone = left = self._write(lambda store: store.acknowledge(ack))
+        # Bite by bite: a long delete would hold up `put`, and on a full disk its transaction would not fit the WAL.
+        while left == _BITE_ROWS:
+            left = self._write(lambda store: store.acknowledge(ack))
+            gone += left
+        return gone
 
     def quarantine(self, stream: str, seq: int, reason: str) -> None:
         """Take a row that the broker will not have out of the queue, keep its bytes, report it as a Gap."""
@@ -330,11 +338,21 @@ class Outbox:
         room = self._reserve.free()
         self._counts["disk_full"] += 1
         self._pressed = True
-        # Half of what was freed is for rows; the WAL needs the rest to commit anything at all.
-        self._store.ceiling = min(self._store.ceiling, self._store.tally.total + room // 2)
+        # A quarter of what was freed is for rows; WAL and checkpoints need the rest to commit anything at all.
+        self._store.ceiling = min(self._store.ceiling, self._store.tally.total + room // 4)
         self._store.shrink_wal()
         _log.error("disk full at %s: %d bytes of reserve freed; older rows give way to new ones", self._path, room)
         return True
+
+    def _abort_open_events(self) -> None:
+        """Close what was open when the device went down, with the last that is known of it."""
+        left = self._fetched("SELECT id, body FROM open_event", ())
+        group = [_Work(partial(_Store.abort, event_id=event_id, body=body)) for event_id, body in left]
+        if group:
+            self._commit(group)
+        for work in group:
+            if work.error is not None:  # no room: it stays open until the next start
+                _log.warning("an event stays open: %s", work.error)
 
     def _opened(self) -> _Store:
         """The file as it is, or a new one in its place if it is damaged."""
@@ -457,6 +475,8 @@ class _Store:
             undo.callback(self._db.close)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            # A WAL of about 2 MB: it must fit in what the reserve leaves, beside the rows.
+            self._db.execute("PRAGMA wal_autocheckpoint = 500")
             self._db.execute(f"PRAGMA journal_size_limit = {4 << 20}")
             self._prepare(path)
             _verify(self._db)
@@ -517,7 +537,7 @@ class _Store:
         ).fetchone()
         if found and found[0] != event.onset_step:
             # The core keeps one open per (scene, label): it was restarted and never closed the older.
-            self._abort(found[1], found[2])
+            self.abort(found[1], found[2])
             found = None
         event_id = found[1] if found else uuid7(self._envelope.clock.wall_ns())
         message = self.append(event, event_id)
@@ -526,14 +546,6 @@ class _Store:
         else:
             self._remember(event, event_id, known=bool(found))
         return message
-
-    def abort_open_events(self) -> None:
-        """Close what was open when the device went down, with the last that is known of it."""
-        for event_id, body in self._db.execute("SELECT id, body FROM open_event").fetchall():
-            try:
-                self._abort(event_id, body)
-            except StorageError as error:  # no room: it stays open until the next start
-                _log.warning("event %s stays open: %s", event_id, error)
 
     def append(self, body: Body, event_id: str) -> Message:
         """Give the body its seq and store it, evicting lower classes if it must be."""
@@ -580,7 +592,10 @@ class _Store:
             self.tally.counts["acks_refused"] += 1
             _log.error("acknowledgement up to %d, but only %d were ever made: ignored", ack.upto, highest)
             return 0
-        gone = sum(self._delete("seq BETWEEN ? AND ?", run) for run in _between_holes(ack))
+        gone = 0
+        for first, last in _between_holes(ack):
+            bite = "seq IN (SELECT seq FROM row WHERE seq BETWEEN ? AND ? LIMIT ?)"
+            gone += self._delete(bite, (first, last, _BITE_ROWS - gone))
         self.tally.counts["acknowledged"] += gone
         return gone
 
@@ -618,8 +633,8 @@ class _Store:
         return over
 
     def _evict(self, level: int, excess: int) -> bool:
-        """Evict the oldest rows of one class: a 32nd of the limit at least, or every new row would cost a Gap."""
-        target = max(excess, min(self._limit, self.ceiling) // 32)
+        """Evict the oldest rows of one class: a good many at once, or every new row would cost a Gap."""
+        target = max(excess, min(self._limit // 32, self.ceiling // 32, _BITE_BYTES))
         runs: list[list[int]] = []
         freed = 0
         oldest = self._db.execute("SELECT seq, size FROM row WHERE level = ? ORDER BY seq", (level,))
@@ -677,7 +692,8 @@ class _Store:
             self.tally.bytes[level] -= size
         return len(gone)
 
-    def _abort(self, event_id: str, body: bytes) -> None:
+    def abort(self, event_id: str, body: bytes) -> None:
+        """Close an event with the last that is known of it."""
         last = msgspec.json.decode(body, type=Event)
         self.append(msgspec.structs.replace(last, phase="aborted", revision=last.revision + 1), event_id)
         self._forget(last)

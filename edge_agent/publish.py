@@ -219,8 +219,8 @@ class Publisher:
         if health is not None:
             link.publish("health", wire.encode(health), qos=0)
         while self._window.has_room() and self._now_s() >= self._pause_s:
-            if self._unheard and self._window.unconfirmed:
-                return  # one at a time, until somebody listens
+            if not self._accepted and self._window.unconfirmed:
+                return  # a backlog goes out once the first of it was taken, and somebody listens
             waiting = self._outbox.batch(self._window.cursor, BATCH_ROWS, _BATCH_BYTES)
             if not waiting:
                 return
@@ -271,6 +271,7 @@ class Publisher:
         """The broker threw the rows away, for the ingest has not come back yet after it lost its memory."""
         if seqs:
             self._window.release(seqs)
+            self._accepted = False
             self._counts["unheard"] += 1
             self._pause_s = self._now_s() + random.uniform(
                 0.0, min(BACKOFF_CAP_S, 0.5 * 2.0 ** min(self._unheard, 10))

@@ -99,12 +99,17 @@ def test_every_accepted_row_arrives_exactly_once(site: Installation) -> None:
 
 
 def kill_at_random(site: Installation, producer: Program, ledger: Ledger, chance: random.Random) -> Counter[str]:
-    """Kill and start again, each time after the ledger has grown by some bytes: every part at least once."""
+    """Kill and start again, each part at least once: after the ledger has grown by some bytes, or the database by
+    some rows, so that the cloud is hit while it is at work and not only while it starts."""
     parts = ["producer", "broker", "ingest", "serve"]
     victims = parts + chance.choices(parts, weights=[4, 3, 3, 1], k=max(0, KILLS - len(parts)))
     chance.shuffle(victims)
     for victim in victims:
-        grow(ledger, chance.randint(200, 12_000))
+        if chance.random() < 0.5:
+            grow(ledger, chance.randint(200, 12_000))
+        else:
+            goal = site.count(Received) + chance.randint(1, 60)
+            wait_for("rows in the cloud", lambda goal=goal: site.count(Received) >= goal, every_s=0.02)
         if victim == "broker":
             site.broker.restart(kill=True)
         else:

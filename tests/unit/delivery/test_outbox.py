@@ -122,6 +122,23 @@ class TestDurability:
         assert len(seqs(left)) == 5
         left.close()
 
+    def test_an_abort_that_finds_no_room_leaves_no_hole_and_waits(self, path: Path) -> None:
+        box = outbox(path, max_bytes=64 * 1024)
+        opened = box.put(event("new", 1, label="glass", priority="bulk"))
+        while not gaps(box):
+            fill(box, 1, priority="critical")
+        before = seqs(box)
+        box.close()
+        full = outbox(path, max_bytes=64 * 1024)
+        assert seqs(full) == before
+        assert full.counters["turned_away"] == full.counters["open_events"] == 1
+        full.acknowledge(Ack(stream=full.stream, upto=before[-1]))
+        full.close()
+        emptied = outbox(path, max_bytes=64 * 1024)
+        (aborted,) = messages(emptied)
+        assert (aborted.id, aborted.seq) == (opened.id, before[-1] + 1)
+        emptied.close()
+
     def test_a_second_process_is_kept_out(self, box: Outbox, path: Path) -> None:
         with pytest.raises(StorageError, match="One agent at a time"):
             outbox(path)
