@@ -207,23 +207,20 @@ def _tail(array: F32, end: int, history: int) -> F32:
 def _fine_tune(head: FusionHead, lessons: Sequence[Lesson], replay: Windows, seed: int) -> None:
     """Half of each batch from verdicts, each event as often as any other; half replayed."""
     rng = np.random.default_rng([seed, 41])
-    judged = [(fusion_batch(lesson.windows), lesson.weight) for lesson in lessons]
+    batches = [fusion_batch(lesson.windows) for lesson in lessons]
+    judged = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     known = fusion_batch(replay)
+    first = np.cumsum([0, *(len(batch[0]) for batch in batches)])
+    weights = torch.tensor([lesson.weight for lesson in lessons])
     optimiser = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=0.0)
     shown = Progress("fine-tuning", _STEPS)
     head.train()
     for step in range(1, _STEPS + 1):
-        parts, weights = [], []
-        for _ in range(_BATCH):
-            batch, weight = judged[int(rng.integers(len(judged)))]
-            row = int(rng.integers(len(batch[0])))
-            parts.append(tuple(tensor[row] for tensor in batch))
-            weights.append(weight)
-        rows = torch.from_numpy(rng.integers(0, len(known[0]), _BATCH))
-        mixed = tuple(
-            torch.cat([torch.stack([part[i] for part in parts]), known[i][rows]]) for i in range(len(known))
-        )
-        value = fusion_loss(head, mixed, torch.tensor([*weights, *[1.0] * _BATCH]))
+        events = rng.integers(0, len(lessons), _BATCH)
+        chosen = torch.from_numpy(rng.integers(first[events], first[events + 1]))
+        replayed = torch.from_numpy(rng.integers(0, len(known[0]), _BATCH))
+        mixed = tuple(torch.cat([new[chosen], old[replayed]]) for new, old in zip(judged, known, strict=True))
+        value = fusion_loss(head, mixed, torch.cat([weights[torch.from_numpy(events)], torch.ones(_BATCH)]))
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -147,7 +147,9 @@ def test_missing_channels_leave_at_least_one():
 def _composer() -> Composer:
     def track(kind: str, level: float) -> Track:
         active = np.full(16, int(kind == "wrong"), np.int8)
-        return Track(np.full((16, TINY.embedding), level, np.float32), active, "fire" if kind == "wrong" else "", kind)
+        return Track(
+            np.full((16, TINY.embedding), level, np.float32), active, "fire" if kind == "wrong" else "", kind
+        )
 
     tracks = {name: [track("normal", 0.0), track("wrong", 1.0)] for name in MODALITIES}
     return Composer.of(tracks, [], TINY.history)

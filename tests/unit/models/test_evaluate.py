@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
-from models.evaluate import auc, average_precision, interval  # noqa: E402
+from models.evaluate import auc, average_precision, interval
 
 
 def test_auc_of_known_orders():

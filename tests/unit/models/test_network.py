@@ -81,9 +81,7 @@ def test_nothing_at_all_still_gives_a_score(network):
 @pytest.mark.parametrize("count", [1, 3])
 def test_shapes_are_those_of_the_engine(network, graph, count):
     with torch.inference_mode():
-        found = dict(
-            zip(OUTPUTS[graph], network.graphs()[graph](*example(TINY, graph, count).values()), strict=True)
-        )
+        found = dict(zip(OUTPUTS[graph], network.graphs()[graph](*example(TINY, graph, count).values()), strict=True))
     size = TINY.embedding
     assert found["logit"].shape == (count,)
     assert found["embedding"].shape == (count, size)
