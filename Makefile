@@ -35,8 +35,8 @@ $(BIN)/python:
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
-	@echo '[2/3] installing Tectum and what it needs (about 300 MB, once)'
-	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[demo]'
+	@echo '[2/3] installing Tectum and what it needs (a few minutes, once; about 800 MB on disk)'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --progress-bar on --quiet --editable '.[demo]'
 	@echo '[3/3] starting'
 	@touch $@
 
@@ -44,7 +44,7 @@ $(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
 	@echo '[2/3] installing $(TORCH)'
 	@$(BIN)/python -m pip install --quiet $(TORCH)
 	@echo '[3/3] installing Tectum, its training and test tools'
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@if [ -f /usr/include/portaudio.h ]; then $(BIN)/python -m pip install --quiet PyAudio; fi
 	@touch $@
 
