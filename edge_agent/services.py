@@ -91,7 +91,8 @@ class Mailbox:
         return [sample for _, sample in sorted(entries, key=lambda entry: entry[0])]
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        with self._filled:  # a source's first sample adds a queue
+            return sum(len(queue) for queue in self._queues.values())
 
 
 class SourceService:
@@ -145,7 +146,7 @@ class SourceService:
         return SourceStatus(
             name=self.name,
             state=self._state(),
-            samples=sum(self._seen.values()),
+            samples=sum(list(self._seen.values())),  # a copy: the reader may add a kind meanwhile
             dropped=self._mailbox.dropped[self.name],
             rate_hz=round(self._rate.hz(main, self._clock.monotonic_ns()), 2),
             error=self._error,
@@ -312,7 +313,7 @@ class PipelineService:
 
         The future is done when `model` has scored a window; the engine it replaced is closed then. BundleError in
         it if the model does not run, or another request came before it was tried: the old model runs on, and the
-        caller closes this one.
+        caller closes this one. Cancelled if the pipeline stopped before that: nothing was found out about the model.
         """
         done: Future[None] = Future()
         with self._lock:
@@ -337,7 +338,7 @@ class PipelineService:
             self._hand_on(pipeline.flush())
             clean = True
         finally:
-            self._give_up_trial("the pipeline stopped before the new model had scored a window")
+            self._cancel_trial(stopping=clean)
             if not clean:
                 self._abort_open()
         _write_state(self._state, pipeline.state(), durable=True)
@@ -452,6 +453,17 @@ class PipelineService:
         if trial is not None:
             self._step_ns = self._model.manifest.step_ms * _STEP_MS_TO_NS
             trial.done.set_exception(BundleError(reason))
+
+    def _cancel_trial(self, *, stopping: bool) -> None:
+        """Tell who waits for a swap that this run has no answer. A request not begun waits for a run that follows."""
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            self._step_ns = self._model.manifest.step_ms * _STEP_MS_TO_NS
+            trial.done.cancel()
+        with self._lock:
+            if stopping and self._request is not None:
+                self._request[0].cancel()
+                self._request = None
 
 
 class RecordService:

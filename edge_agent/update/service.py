@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Protocol
@@ -139,6 +139,10 @@ class UpdateService:
         except BundleError:
             self._swap(self._running)
             raise
+        except CancelledError as error:
+            # The agent stops, or its pipeline starts anew with the old model: no fault of the new one, which stays
+            # the candidate. Its trials are counted, so that one that breaks the pipeline is not tried for ever.
+            raise DeliveryError("the pipeline stopped before the new model had scored a window") from error
         self._slots.commit(model.hash)
 
     def _installed(self) -> Installed:

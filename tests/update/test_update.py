@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,18 @@ def test_a_swap_that_fails_puts_the_old_model_back(world: World) -> None:
     assert world.device.service.step() is False
     assert world.device.swapped == [before]
     assert world.device.slots.row().running == ""
+
+
+def test_an_agent_that_is_stopped_in_the_trial_does_not_refuse_the_release(world: World) -> None:
+    released = world.release(2)
+    world.device.swap_error = CancelledError()
+    with pytest.raises(DeliveryError, match="stopped before"):
+        world.device.service.step()
+    assert world.device.slots.refused() == frozenset()
+    world.device.swap_error = None
+    world.device.restart()
+    assert world.device.service.step() is True
+    assert world.device.running.hash == released
 
 
 def test_a_cut_line_is_resumed_where_it_broke(world: World) -> None:

@@ -457,13 +457,12 @@ def test_going_back_before_the_new_model_has_scored_keeps_the_old_engine_open(fo
     assert not rig.error
 
 
-def test_a_stop_fails_a_swap_that_has_not_been_proven(folder: Path, tmp_path: Path) -> None:
+def test_a_stop_cancels_a_swap_that_has_not_been_proven(folder: Path, tmp_path: Path) -> None:
     with running(*pipeline(folder, tmp_path)) as rig:
         rig.step(False)
         done = rig.service.request_swap(model(folder, seed=1))
         until(lambda: rig.service.model.manifest.name == "tiny-1")
-    with pytest.raises(BundleError, match="stopped"):
-        done.result(0)
+    assert done.cancelled(), "an error would say that the model is bad"
 
 
 # --- console ---
