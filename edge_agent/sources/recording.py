@@ -27,8 +27,9 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from msgspec import Meta, Struct
 
-from edge_agent.config import SceneConfig, SourceConfig
+from edge_agent.config import Polygon, SceneConfig, SourceConfig
 from edge_agent.contract.event import Name
+from edge_agent.core.prepare import blackened
 from edge_agent.core.records import I16, U8, Packet, Sample
 from edge_agent.errors import StorageError
 
@@ -125,8 +126,10 @@ class Recorder:
     """Writes a session. One thread at a time; memory does not grow with its length.
 
     Pictures are encoded here: 10 ms and 100 kB for one of 320x240, 3 ms and 33 kB if `high`. Packets are kept beside
-    them as they came.
-    `counters`: lines by kind, and `refused` (what no replay could give back: not finite, no known shape).
+    them as they came. What any scene masks of a camera is black in its pictures, and its video packets are left out:
+    nothing behind a mask is stored.
+    `counters`: lines by kind, `refused` (what no replay could give back: not finite, no known shape) and `masked`
+    (packets left out).
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Recorder:
         max_bytes: int = 8 << 30,
     ) -> None:
         """Begin a session in a new or empty `folder`; `created` is RFC 3339. StorageError if that cannot be."""
-        self.counters: Counter[str] = Counter(refused=0)
+        self.counters: Counter[str] = Counter(refused=0, masked=0)
         self._folder = folder
         self._max_bytes = max_bytes
         self._session = Session(
@@ -149,6 +152,10 @@ class Recorder:
             scenes=tuple(scenes),
             pictures=pictures,
         )
+        self._masks: dict[str, tuple[Polygon, ...]] = {}  # by camera
+        for scene in scenes:
+            if scene.camera is not None and scene.masks:
+                self._masks[scene.camera] = self._masks.get(scene.camera, ()) + scene.masks
         self._media: dict[tuple[object, ...], Any] = {}
         self._used: Counter[str] = Counter()  # files begun per source and kind
         self._lines = 0
@@ -167,6 +174,9 @@ class Recorder:
         """Append. StorageError when the disk or `max_bytes` is full; what was put before is kept, once closed."""
         if self._closed:
             raise StorageError(f"the recording in {self._folder} is closed")
+        if isinstance(item, Packet) and item.stream == "video" and item.source in self._masks:
+            self.counters["masked"] += 1
+            return
         try:
             line = self._line(item)
             if line is None:
@@ -196,7 +206,7 @@ class Recorder:
                 media.close()
             self._out.flush()
             os.fsync(self._out.fileno())
-            counts = {kind: count for kind, count in self.counters.items() if kind != "refused"}
+            counts = {kind: count for kind, count in self.counters.items() if kind not in ("refused", "masked")}
             self._write_manifest(msgspec.structs.replace(self._session, complete=True, counts=counts))
         except (OSError, av.FFmpegError) as error:
             raise StorageError(f"the recording in {self._folder} was cut short: {error}") from error
@@ -230,7 +240,7 @@ class Recorder:
             path = self._new_file(item.source, "frames", "mkv")
             self._close_older(key)
             video = self._media[key] = _Video(path, picture.shape[1], picture.shape[0], self._session.pictures)
-        n = video.write(picture, item.captured_ns)
+        n = video.write(blackened(picture, self._masks.get(item.source, ())), item.captured_ns)
         return FrameLine(s=item.source, q=item.seq, t=item.captured_ns, media=video.name, n=n)
 
     def _sound(self, item: Sample) -> Line | None:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.config import SourceConfig
+from edge_agent.config import SceneConfig, SourceConfig
 from edge_agent.core.records import Packet, Reading, Sample
 from edge_agent.errors import SourceEnded, SourceError, StorageError
 from edge_agent.sources import create
 from edge_agent.sources.recording import Recorder
 from edge_agent.sources.replay import items, samples, session
 from tests.parts.delivery import HandClock
-from tests.replay.sessions import SCENE, SECOND, found, record, same, simulated
+from tests.replay.sessions import SCENE, SECOND, SOURCE, found, record, same, simulated
 
 
 def packet(n: int, extradata: bytes = b"\x01config") -> Packet:
@@ -111,6 +111,23 @@ def test_what_could_not_come_back_is_refused_and_counted(tmp_path: Path) -> None
     recorder = record(tmp_path, bad)
     assert recorder.counters["refused"] == 3
     assert list(samples(tmp_path)) == []
+
+
+def test_nothing_behind_a_mask_is_stored(tmp_path: Path) -> None:
+    left, right = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)), ((0.9, 0.0), (1.0, 0.0), (1.0, 1.0))
+    scenes = [SceneConfig(name=name, camera="site", masks=(mask,)) for name, mask in (("a", left), ("b", right))]
+    recorder = Recorder(tmp_path, created="2026-01-01T00:00:00Z", sources=[SOURCE], scenes=scenes)
+    given = [Sample("site", "frame", n, n * SECOND, np.full((40, 60, 3), 200, np.uint8)) for n in range(3)]
+    put_all(recorder, [*given, packet(0), dataclasses.replace(packet(1), stream="audio", codec="aac")])
+    recorder.close()
+    *frames, sound = items(tmp_path)
+    assert isinstance(sound, Packet)
+    assert sound.stream == "audio", "what is heard has no mask"
+    assert recorder.counters["masked"] == 1
+    for frame in frames:
+        assert (frame.data[:, :30] == 0).all()
+        assert (frame.data[:20, 58:] == 0).all()
+        assert (frame.data[:, 32:50] == 200).all()
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
