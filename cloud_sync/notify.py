@@ -7,11 +7,11 @@ again with the same `Idempotency-Key`, by which the receiver knows it.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,8 +70,11 @@ class Webhook:
             data=json.dumps(notice.__dict__).encode(),
             headers={"Content-Type": "application/json", "Idempotency-Key": notice.key, "User-Agent": "tectum"},
         )
-        with urllib.request.urlopen(request, timeout=self._timeout_s):
-            pass
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s):
+                pass
+        except http.client.HTTPException as error:  # an answer that is no HTTP; urllib wraps all else
+            raise OSError(f"{self._url} does not speak HTTP: {error!r}") from error
 
 
 class Notifier:
@@ -89,13 +92,13 @@ class Notifier:
         """Until told to stop; a database that is busy is asked again."""
         while not stop.wait(EVERY_S):
             try:
-                while self.carry_out() == BATCH and not stop.is_set():
+                while self.carry_out(stop) == BATCH and not stop.is_set():
                     pass
             except StoreBusy as error:
                 log.warning("notifications wait: %s", error)
 
-    def carry_out(self) -> int:
-        """One batch; how many rows it was."""
+    def carry_out(self, stop: threading.Event | None = None) -> int:
+        """One batch; how many rows it was. Told to `stop`, it leaves the rest to whoever comes next."""
         with self._store.read() as session:  # most of the time there is nothing, and nothing has to be written
             if not session.execute(self._due().with_only_columns(Effect.id).limit(1)).all():
                 return 0
@@ -106,6 +109,8 @@ class Notifier:
                 effect.attempts += 1
             notices = {effect.id: _notice(session, effect, self._url) for effect in due}
         for effect in due:
+            if stop is not None and stop.is_set():  # a receiver that hangs must not hold up the stop twenty times
+                break
             self._send(effect, notices[effect.id])
         return len(due)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,3 +194,37 @@ def test_a_webhook_that_is_not_there_is_an_error() -> None:
         pass
     with pytest.raises(OSError, match="refused"):
         Webhook(url, 5).send(NOTICE)
+
+
+def test_a_webhook_that_speaks_something_else_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line:
+                line.recv(65536)
+                line.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(OSError, match="HTTP"):
+            Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", 5).send(NOTICE)
+        thread.join(10)
+
+
+def test_a_stop_leaves_the_rest_of_a_batch_to_whoever_comes_next(store: Store, clock: HandClock) -> None:
+    stop = threading.Event()
+
+    class Stopping(Ear):
+        def send(self, notice: Notice) -> None:
+            super().send(notice)
+            stop.set()
+
+    ear = Stopping()
+    alerts(store, 1, 2, 3)
+    notifier = Notifier(store, [ear], "", clock)
+    notifier.carry_out(stop)
+    assert [notice.alert for notice in ear.heard] == [event_id(1)]
+    clock.ns += notify.CLAIM_NS + 1
+    notifier.carry_out()
+    assert [notice.alert for notice in ear.heard] == [event_id(1), event_id(2), event_id(3)]
