@@ -187,15 +187,16 @@ class Outbox:
 
     def put_all(self, events: Sequence[Event]) -> list[Message]:
         """`put` for several events in one transaction: one fsync, all or none."""
-        return self._add(lambda store: [store.put(event) for event in events])
+        accepted = self._add(lambda store: [store.put(event) for event in events])
+        return [_told(message) for message in accepted]
 
     def attach(self, event_id: str, evidence: Evidence, file: Path) -> Message:
         """Promise a file of an event: its message and its upload, in one transaction."""
-        return self._add(lambda store: store.attach(event_id, evidence, file))
+        return _told(self._add(lambda store: store.attach(event_id, evidence, file)))
 
     def report(self, rollout: Rollout) -> Message:
         """Say how an update goes."""
-        return self._add(lambda store: store.append(rollout, uuid7(self._clock.wall_ns())))
+        return _told(self._add(lambda store: store.append(rollout, uuid7(self._clock.wall_ns()))))
 
     def batch(self, after_seq: int, limit: int, max_bytes: int = wire.MAX_BATCH) -> list[Row]:
         """Up to `limit` rows with seq > `after_seq`, in order, of at most `max_bytes` together (but at least one)."""
@@ -775,6 +776,12 @@ class _Reserve:
             self._path.unlink(missing_ok=True)
             return False
         return True
+
+
+def _told(message: Message) -> Message:
+    """What was accepted, for whoever compares it with what the cloud has: only said once it is on disk."""
+    _log.debug("accepted %s/%d: %s %s", message.stream, message.seq, type(message.body).__name__, message.id)
+    return message
 
 
 def _verify(database: sqlite3.Connection) -> None:
