@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 NAMES = ("cpu", "throughput", "latency", "start", "outbox", "ingest")
 BEGIN, END = "<!-- made by python -m benchmarks: begin -->", "<!-- made by python -m benchmarks: end -->"
 
+USUAL = Options()
+
 Measure = Callable[[Options, Findings], None]
 
 
@@ -116,10 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all without")
-    parser.add_argument("--repeat", type=int, default=Options.repeat, help="rounds (default: %(default)s)")
-    parser.add_argument(
-        "--seconds", type=float, default=Options.seconds, help="per measurement (default: %(default)s)"
-    )
+    parser.add_argument("--repeat", type=int, default=USUAL.repeat, help="rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=USUAL.seconds, help="per measurement (default: %(default)s)")
     parser.add_argument("--clip", type=Path, help="another video file for cpu and start")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a figure is over its budget")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -136,12 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     budgets = result.load_budgets(HERE / "budgets.toml")
     over = broken = 0
     if not args.table:
-        options = replace(Options(), repeat=args.repeat, seconds=args.seconds, clip=args.clip)
+        options = replace(USUAL, repeat=args.repeat, seconds=args.seconds, clip=args.clip)
         names = args.names or NAMES
         changed = "".join(
             f" --{key} {getattr(args, key)}"
             for key in ("repeat", "seconds")
-            if getattr(args, key) != getattr(Options(), key)
+            if getattr(args, key) != getattr(USUAL, key)
         )
         command = {name: f"python -m benchmarks {name}{changed}" for name in names}
         over, broken = run_all([find(name) for name in names], options, HERE / "results", budgets, command)

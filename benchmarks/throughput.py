@@ -2,8 +2,8 @@
 
 `Pipeline.push` with the bundle that ships, on OpenVINO and on ONNX Runtime (both float32 arithmetic where the graph
 is not int8, one thread), one and four scenes of a simulated site with picture, sound and seven sensor channels, made
-before the clock runs. A window's time is that of the push that closes it: prepare, encode, score and decide, all
-scenes of the step together. Frames are 320x240; `hd` is the same site at 1280x720, as a sub-stream would not be.
+before the clock runs. A step is a push that closes a window: prepare, encode, score and decide. Frames are 320x240,
+and once 1280x720, as of a camera without a sub-stream.
 
 On a machine that does other things too, believe the figures per CPU second: they leave out who else was running.
 """
@@ -26,7 +26,7 @@ from edge_agent.core.records import CLOCK, Model, Sample, Scores
 from edge_agent.simulate import Site, demo
 
 ENGINES = ("openvino", "onnxruntime")
-SITE_S = 30
+SITE_S = 60
 _FPS, _RATE_HZ, _CHUNK = 10, 16_000, 1_600
 _SECOND = 1_000_000_000
 _QUANTITIES = ("temperature", "humidity", "smoke", "co2", "light", "vibration", "door")
