@@ -198,7 +198,6 @@ class EvidenceStore:
             self._disk.sweep()
             log.warning("no %s of event %s: %s", role, story.event_id, error)
             return
-        self._counts["made"] += 1
         body = Evidence(
             scene=story.scene.name,
             role=role,
@@ -208,7 +207,13 @@ class EvidenceStore:
             start_ns=max(0, made.start_ns),
             end_ns=max(0, made.end_ns),
         )
-        self._attach(story.event_id, body, path)
+        try:
+            self._attach(story.event_id, body, path)
+        except StorageError as error:  # the outbox has no room; the event's other files may still find some
+            self._counts["failed"] += 1
+            log.warning("%s of event %s is not promised: %s", role, story.event_id, error)
+            return
+        self._counts["made"] += 1
 
     def _snapshot(self, story: _Story) -> _Made | None:
         if story.scene.camera is None:

@@ -18,6 +18,7 @@ import pytest
 from edge_agent.config import Channel, EvidenceConfig, SceneConfig
 from edge_agent.contract.event import Evidence, Message
 from edge_agent.core.records import Packet, Reading, Sample
+from edge_agent.errors import StorageError
 from edge_agent.evidence import EvidenceStore
 from edge_agent.evidence.rings import Ring
 from tests.unit.agent import footage
@@ -280,6 +281,25 @@ def test_a_damaged_stream_costs_its_clip_and_nothing_else(tmp_path: Path) -> Non
     stopped(store)
     assert "spectrogram" in made.files
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_full_outbox_costs_the_file_that_it_refused_and_nothing_else(tmp_path: Path) -> None:
+    class Full(Made):
+        def attach(self, event_id: str, evidence: Evidence, path: Path) -> None:
+            if evidence.role == "snapshot":
+                raise StorageError("no room")
+            super().attach(event_id, evidence, path)
+
+    made, clock = Full(), FakeClock()
+    store = store_in(tmp_path / "evidence", made, clock)
+    for item in all_of():
+        store.add(item)
+    store.note(message("new", 5.5, 5.0))
+    store.note(message("end", 7.0, 5.0))
+    clock.now_ns = ORIGIN + 60 * SECOND
+    stopped(store)
+    assert set(made.files) == {"clip", "trace", "spectrogram"}
+    assert (store.counters["made"], store.counters["failed"]) == (3, 1)
 
 
 def test_a_long_event_gives_its_clip_while_it_is_still_open(tmp_path: Path) -> None:
