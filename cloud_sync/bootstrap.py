@@ -12,7 +12,9 @@ import hashlib
 import ipaddress
 import json
 import os
+import platform
 import secrets
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +85,14 @@ def bootstrap(folder: Path, host: str, port: int, broker_port: int, *, demo: boo
     return [_write(folder / name, text) for name, text in made.items()][::-1]
 
 
-def mosquitto_conf(folder: Path, port: int, *, tls: bool) -> str:
-    """Mosquitto's configuration for an installation in `folder`."""
+def mosquitto_conf(folder: Path, port: int, *, tls: bool, plugin: Path | None = None) -> str:
+    """Mosquitto's configuration for an installation in `folder`; `plugin` None: where this machine has it."""
     listener = f"listener {port}" if tls else f"listener {port} 127.0.0.1"
     lines = [
         "# Nobody comes in without a user, and users do what dynamic security allows them, nothing else.",
         "per_listener_settings false",
         "allow_anonymous false",
-        "plugin /usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so",
+        f"plugin {plugin or _plugin()}",
         f"plugin_opt_config_file {folder}/mosquitto/dynamic-security.json",
         "",
         "# What is on its way survives an ordered restart. What is lost in a crash, devices send again.",
@@ -114,6 +116,19 @@ def mosquitto_conf(folder: Path, port: int, *, tls: bool) -> str:
             "tls_version tlsv1.2",
         ]
     return "\n".join([*lines, ""])
+
+
+def _plugin() -> Path:
+    """Mosquitto's dynamic security on this machine; where Debian would put it, if it is not installed yet."""
+    name = "mosquitto_dynamic_security.so"
+    multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    usual = Path("/usr/lib", multiarch, name)
+    found = [
+        path
+        for pattern in ("lib/*-linux-*", "lib", "lib64", "local/lib")
+        for path in Path("/usr").glob(f"{pattern}/{name}")
+    ]
+    return usual if usual.is_file() or not found else found[0]
 
 
 def dynamic_security(password: str, control: str) -> dict[str, Any]:

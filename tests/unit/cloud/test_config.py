@@ -154,8 +154,21 @@ class TestInit:
 
     def test_the_template_in_deploy_is_what_init_writes(self) -> None:
         template = Path(__file__).parents[3] / "deploy" / "mosquitto" / "mosquitto.conf"
-        written = bootstrap.mosquitto_conf(Path("/etc/tectum"), 8883, tls=True)
+        plugin = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
+        written = bootstrap.mosquitto_conf(Path("/etc/tectum"), 8883, tls=True, plugin=plugin)
         assert template.read_text().endswith(written)
+
+    @pytest.mark.needs("mosquitto")
+    def test_the_plugin_is_the_one_of_this_machine(self) -> None:
+        written = bootstrap.mosquitto_conf(Path("/etc/tectum"), 1883, tls=False)
+        (plugin,) = (line.split()[1] for line in written.splitlines() if line.startswith("plugin "))
+        assert Path(plugin).is_file()
+
+    def test_the_plugin_of_an_arm_server_is_named_without_mosquitto(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bootstrap.sysconfig, "get_config_var", lambda _: "aarch64-linux-gnu")
+        monkeypatch.setattr(bootstrap.Path, "glob", lambda *_: iter(()))
+        written = bootstrap.mosquitto_conf(Path("/etc/tectum"), 1883, tls=False)
+        assert "plugin /usr/lib/aarch64-linux-gnu/mosquitto_dynamic_security.so\n" in written
 
 
 def _accepts(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bool:
