@@ -174,8 +174,9 @@ class Outbox:
         """Totals since the outbox was opened (`COUNTERS`) and present sizes (rows, bytes, ceiling in bytes,
         open_events, uploads)."""
         store = self._store
-        totals = self._counts + store.tally.counts
-        return {**{name: totals[name] for name in COUNTERS}, **store.tally.sizes(), "ceiling": store.ceiling}
+        tally = store.committed
+        totals = self._counts + tally.counts
+        return {**{name: totals[name] for name in COUNTERS}, **tally.sizes(), "ceiling": store.ceiling}
 
     def put(self, event: Event) -> Message:
         """Accept one message of an event; it is on disk when this returns.
@@ -485,7 +486,7 @@ class _Store:
             undo.callback(self.reader.close)
             self.reader.execute("PRAGMA query_only = ON")
             self.stream: str = self._db.execute("SELECT stream FROM state").fetchone()[0]
-            self.tally = self._counted()
+            self.tally = self.committed = self._counted()
             undo.pop_all()
 
     def close(self) -> None:
@@ -510,8 +511,10 @@ class _Store:
             self._db.execute("BEGIN IMMEDIATE")
             for work in group:
                 self._step(work)
+            self.tally = self.tally.copy()
             self.tally.counts["commits"] += 1
             self._db.execute("COMMIT")
+            self.committed = self.tally
         except BaseException:
             self.tally = before
             if self._db.in_transaction:

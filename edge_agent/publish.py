@@ -51,6 +51,7 @@ COUNTERS = (
     "down_refused",
 )
 WINDOW = 64  #: messages that wait for the cloud's acknowledgement
+WINDOW_ROWS = 2048  #: rows in them: what the cloud commits in one go after a long silence must stay short
 BATCH_ROWS = 256
 KEEPALIVE_S = 20  #: the last will comes one and a half of these after a silent death
 SESSION_EXPIRY_S = 24 * 3600
@@ -367,7 +368,7 @@ class Window:
 
     def has_room(self) -> bool:
         """Whether another message may be sent now."""
-        return len(self._shipments) < self.size and len(self._held) < _MAX_HELD
+        return len(self._shipments) < self.size and len(self._flying) < WINDOW_ROWS and len(self._held) < _MAX_HELD
 
     def connected(self, size: int, session_present: bool) -> None:
         """A new connection: without a session the broker has forgotten everything, so all of it goes again.

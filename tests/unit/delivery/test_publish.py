@@ -218,9 +218,8 @@ def test_hints_are_passed_on_and_nonsense_is_counted(broker: Mosquitto, box: Out
 def test_a_stop_flushes_what_was_just_put(broker: Mosquitto, box: Outbox) -> None:
     site = Site(box, broker.port)
     with Acknowledger(broker.port) as cloud:
-        with running(site.publisher) as stop:
+        with running(site.publisher):
             eventually(lambda: site.publisher.connected)
-            stop.set()
             put(box, 500)
         assert empty(box)
         assert len(cloud.got) == 500

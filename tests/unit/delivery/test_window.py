@@ -91,6 +91,16 @@ def test_it_has_room_for_as_many_messages_as_the_broker_takes() -> None:
     assert window.has_room()
 
 
+def test_a_backlog_in_batches_is_bounded_by_its_rows() -> None:
+    window = Window(60.0)
+    for mid in range(8):
+        assert window.has_room()
+        window.sent(mid, list(range(mid * 256 + 1, mid * 256 + 257)), 0.0)
+    assert not window.has_room()
+    window.acknowledged(ack(1))
+    assert window.has_room()
+
+
 def test_nothing_acknowledged_means_ever_longer_waits_until_a_word_comes(window: Window) -> None:
     for _ in range(6):
         window.start_over()
