@@ -47,7 +47,10 @@ class Preset:
     fusion: Schedule = Schedule(steps=900, batch=128, rate=2e-3)
     #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.
     tracks: int = 60
+    stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
+    site_s: float = 150.0  #: how long each simulated site that trains or measures is
+    site_pictures: int = 60  #: and how many pictures of it are taken
     quiet_sites: int = 3
     quiet_s: int = 600
 
@@ -71,7 +74,10 @@ PRESETS = {
         sensors=Schedule(steps=5, batch=8, rate=3e-3),
         fusion=Schedule(steps=20, batch=16, rate=2e-3),
         tracks=3,
+        stills=6,
         calibration_windows=6,
+        site_s=45.0,
+        site_pictures=6,
         quiet_sites=1,
         quiet_s=10,
     ),

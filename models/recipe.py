@@ -65,12 +65,13 @@ def read_corpus(root: Path | None, preset: Preset) -> Corpus:
 def gather(corpus: Corpus, preset: Preset, split: Split, seed: int) -> Parts:
     """The parts of one split."""
     count = max(preset.tracks // (8 if split == "train" else 16), 1)
-    places = site.places(split, preset, count, 150.0 if preset.tracks > 10 else 90.0)
+    places = site.places(split, preset, count, preset.site_s)
     stage = Stage(
         [film for film in corpus.footage if film.split == split],
         [film for film in corpus.fires if film.split == split],
         preset.vision_spec,
         seed * 2 + (split == "dev"),
+        preset.stills,
     )
     heard = [clip for place in tracked(f"{split} site sounds", places) for clip in site.clips(place, split)]
     return Parts(split, corpus, stage, places, [*(c for c in corpus.clips if c.split == split), *heard])
@@ -82,7 +83,7 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
     staged = [
         picture
         for place in tracked("site pictures", parts.places)
-        for picture in site.pictures(place, 60 if preset.tracks > 10 else 6, rng)
+        for picture in site.pictures(place, preset.site_pictures, rng)
     ]
     train_vision(network.vision, preset, parts.stage, staged, seed)
     heard = listen(parts.clips, preset.audio_spec)

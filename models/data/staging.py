@@ -23,7 +23,7 @@ from models.data.records import Footage
 Wrong = Literal["nothing", "fire", "odd"]
 STRIDE = 8  #: pixels of one cell of the heat map
 _IGNORED = -1.0
-_POOL = 200  #: made-up stills
+
 _FILMED = 0.5  #: of the backgrounds; the others are made up
 #: Fire is cut from the real film where red leads and it is bright: (red − blue) above the first, full at the second.
 _FLAME_EDGE, _FLAME_CORE = 60.0, 130.0
@@ -60,6 +60,7 @@ class Stage:
     fires: Sequence[Footage]
     spec: VisionSpec
     seed: int
+    made_up: int = 200  #: stills to make up
     stills: list[U8] = field(default_factory=list)
     cutouts: list[Layer] = field(default_factory=list)
     people: list[Layer] = field(default_factory=list)
@@ -67,7 +68,7 @@ class Stage:
     def __post_init__(self) -> None:
         rng = np.random.default_rng([self.seed, 1])
         height, width = self.spec.height, self.spec.width
-        self.stills = [flames.still(rng, height, width) for _ in range(_POOL)]
+        self.stills = [flames.still(rng, height, width) for _ in range(self.made_up)]
         self.cutouts = [layer for film in self.fires for layer in _burning(rng, film)]
         self.people = [layer for film in self.footage for layer in _moving(rng, film)]
 

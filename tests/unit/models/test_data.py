@@ -115,7 +115,7 @@ def test_no_group_of_the_recorded_sets_crosses(data_root):
 
 
 def test_staged_pictures_repeat_and_say_where():
-    stages = [Stage([], [], TINY.vision_spec, 5) for _ in range(2)]
+    stages = [Stage([], [], TINY.vision_spec, 5, made_up=4) for _ in range(2)]
     scripts = [stage.script(np.random.default_rng(1), "fire") for stage in stages]
     first, second = (stage.picture(script, 2) for stage, script in zip(stages, scripts, strict=True))
     assert np.array_equal(first.frames, second.frames)
@@ -124,7 +124,7 @@ def test_staged_pictures_repeat_and_say_where():
 
 
 def test_nothing_is_marked_where_nothing_is_wrong():
-    stage = Stage([], [], TINY.vision_spec, 5)
+    stage = Stage([], [], TINY.vision_spec, 5, made_up=4)
     rng = np.random.default_rng(0)
     assert all(stage.picture(stage.script(rng, "nothing")).cells.max() == 0 for _ in range(4))
 
