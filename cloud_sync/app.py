@@ -227,6 +227,14 @@ def _with_headers(scope: Scope, send: Send) -> Send:
     return send_on
 
 
+def _tell_end(worker: asyncio.Task[None]) -> None:
+    error = None if worker.cancelled() else worker.exception()
+    if error is not None:
+        # Nobody would be told of an alert any more: better to be started afresh.
+        log.critical("notifications broke", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
+
+
 def _notifier(services: api.Services) -> notify.Notifier:
     config = services.config
     channels = [notify.Webhook(config.notify.webhook, config.notify.timeout_s)] if config.notify.webhook else []

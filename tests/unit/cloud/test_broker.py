@@ -363,6 +363,18 @@ class TestLink:
         client.disconnect()
         client.loop_stop()
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_what_breaks_in_the_network_thread_is_there_to_be_seen(
+        self, settings: config.BrokerConfig, link: Link, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise RuntimeError("callback")
+
+        monkeypatch.setattr(link._client, "on_message", broken)
+        broker.send(settings, [("a/1", b"x")])
+        until(lambda: link.failure is not None, "nothing is to be seen")
+        assert not link._thread.is_alive() or link._thread.join(5) is None
+
     def test_stopping_sends_what_waits_and_ends_the_thread(self, settings: config.BrokerConfig, link: Link) -> None:
         other = Link(settings, "other", ("b/#",), 64)
         other.start()
