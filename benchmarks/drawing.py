@@ -10,8 +10,20 @@ from matplotlib.figure import Figure as Drawing
 
 from benchmarks.result import Result
 
-_COUNTS = {"one": 1, "four": 4}
-_SERIES = (("share", "edge-agent: decode, align, infer, decide", "#1f6f8b"), ("motion_share", "motion", "#c0843a"))
+#: Rows from the top: figure of `cpu`, where it stands, and the series that it belongs to.
+_ROWS = (
+    ("one_share", 0.0, 0),
+    ("decode_share", 1.0, 1),
+    ("one_motion_share", 2.0, 2),
+    ("four_share", 3.6, 0),
+    ("four_motion_share", 4.6, 2),
+)
+_SERIES = (
+    ("edge-agent: decode, align, infer, decide", "#1f6f8b"),
+    ("its camera driver alone", "#8fbccb"),
+    ("motion", "#c0843a"),
+)
+_GROUPS = ((1.0, "1 camera"), (4.1, "4 cameras"))
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -22,28 +34,23 @@ def draw(results: Sequence[Result], path: Path) -> None:
     figures = {figure.name: figure for figure in cpu.figures}
     # Text as text (small, and read in the reader's own font), and no date: the same figures give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tectum", "font.size": 9}):
-        drawing = Drawing(figsize=(5.2, 2.4), layout="constrained")
+        drawing = Drawing(figsize=(5.6, 2.6), layout="constrained")
         axes = drawing.subplots()
-        places, labels = [], []
-        for group, (word, count) in enumerate(_COUNTS.items()):
-            for row, (suffix, label, colour) in enumerate(_SERIES):
-                figure = figures.get(f"{word}_{suffix}")
-                if figure is None:
-                    continue
-                place = group * 2.6 + row
-                axes.barh(place, figure.value, 0.85, color=colour, label=label if not group else None)
-                axes.plot(figure.runs, [place] * len(figure.runs), ".", color="black", markersize=3)
-                axes.annotate(
-                    f"{figure.value:.1f}", (max(figure.runs), place), (5, 0), textcoords="offset points", va="center"
-                )
-            places.append(group * 2.6 + 0.5)
-            labels.append(f"{count} camera{'s' * (count > 1)}")
-        alone = figures["decode_share"]
-        axes.axvline(alone.value, color="#1f6f8b", linestyle=":", linewidth=1, label="camera driver alone, 1 camera")
-        axes.set_yticks(places, labels)
+        told: set[int] = set()
+        for name, place, series in _ROWS:
+            figure = figures.get(name)
+            if figure is None:  # no peer on that machine
+                continue
+            label, colour = _SERIES[series]
+            axes.barh(place, figure.value, 0.85, color=colour, label=None if series in told else label)
+            axes.plot(figure.runs, [place] * len(figure.runs), ".", color="black", markersize=3)
+            end = (max(figure.runs), place)
+            axes.annotate(f"{figure.value:.1f}", end, (5, 0), textcoords="offset points", va="center")
+            told.add(series)
+        axes.set_yticks([place for place, _ in _GROUPS], [label for _, label in _GROUPS])
         axes.invert_yaxis()
         axes.margins(x=0.12)
-        axes.set_xlabel("% of one core (dots: each round)")
+        axes.set_xlabel("% of one core (median; dots: each round)")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
+        drawing.legend(frameon=False, loc="outside upper left", fontsize=8, ncols=3, columnspacing=1.0)
         drawing.savefig(path, metadata={"Date": None})
