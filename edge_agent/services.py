@@ -314,11 +314,12 @@ class PipelineService:
         The future is done when `model` has scored a window; the engine it replaced is closed then. BundleError in
         it if the model does not run, or another request came before it was tried: the old model runs on, and the
         caller closes this one. Cancelled if the pipeline stopped before that: nothing was found out about the model.
+        The caller may cancel it: the old model runs on then, too.
         """
         done: Future[None] = Future()
         with self._lock:
             before, self._request = self._request, (done, model)
-        if before is not None:
+        if before is not None and before[0].set_running_or_notify_cancel():
             before[0].set_exception(BundleError("another model was asked for before this one was tried"))
         return done
 
@@ -349,6 +350,7 @@ class PipelineService:
             stopping = stop.is_set()  # asked before the mailbox is emptied: the sources have stopped by then
             self._turned_ns = self._clock.monotonic_ns()
             samples = self._mailbox.take(_TURN_S)
+            self._take_back_trial(pipeline)
             self._begin_trial(pipeline)  # after the wait, so that what came behind a request meets the new model
             for sample in samples:
                 self._hand_on(self._push(pipeline, sample))
@@ -427,21 +429,34 @@ class PipelineService:
         if request is None:
             return
         done, candidate = request
+        if done.cancelled():
+            return
         before = pipeline.model
         self._give_up_trial("another model was asked for before this one had scored a window")
         try:
             events = pipeline.swap_model(candidate)
         except _MODEL_ERRORS as error:
-            done.set_exception(BundleError(f"the new model does not run: {error}"))
+            if done.set_running_or_notify_cancel():
+                done.set_exception(BundleError(f"the new model does not run: {error}"))
             return
         self._step_ns = candidate.manifest.step_ms * _STEP_MS_TO_NS
         self._trial = _Trial(done, before, candidate)
         self._hand_on(events)
 
-    def _end_trial(self) -> None:
-        trial, self._trial = self._trial, None
-        if trial is None:
+    def _take_back_trial(self, pipeline: Pipeline) -> None:
+        """The caller waits no longer: back to the model before."""
+        trial = self._trial
+        if trial is None or not trial.done.cancelled():
             return
+        self._trial = None
+        self._step_ns = trial.before.manifest.step_ms * _STEP_MS_TO_NS
+        self._hand_on(pipeline.swap_model(trial.before))
+
+    def _end_trial(self) -> None:
+        trial = self._trial
+        if trial is None or not trial.done.set_running_or_notify_cancel():
+            return  # a cancelled one is taken back at the next turn
+        self._trial = None
         self._model = trial.candidate
         if trial.before is not trial.candidate:
             trial.before.engine.close()
@@ -452,7 +467,8 @@ class PipelineService:
         trial, self._trial = self._trial, None
         if trial is not None:
             self._step_ns = self._model.manifest.step_ms * _STEP_MS_TO_NS
-            trial.done.set_exception(BundleError(reason))
+            if trial.done.set_running_or_notify_cancel():
+                trial.done.set_exception(BundleError(reason))
 
     def _cancel_trial(self, *, stopping: bool) -> None:
         """Tell who waits for a swap that this run has no answer. A request not begun waits for a run that follows."""

@@ -134,14 +134,19 @@ class UpdateService:
         try:
             future.result(timeout=SWAP_TIMEOUT_S)
         except FutureTimeoutError as error:
-            self._swap(self._running)
-            raise BundleError(f"no window was scored within {SWAP_TIMEOUT_S:.0f} s of the swap") from error
+            if future.cancel():  # else it was scored in this very moment
+                self._slots.forgive(model.hash)
+                model.engine.close()
+                raise DeliveryError(
+                    f"no source gave a window within {SWAP_TIMEOUT_S:.0f} s to try the new model on"
+                ) from error
         except BundleError:
-            self._swap(self._running)
+            model.engine.close()
             raise
         except CancelledError as error:
             # The agent stops, or its pipeline starts anew with the old model: no fault of the new one, which stays
             # the candidate. Its trials are counted, so that one that breaks the pipeline is not tried for ever.
+            model.engine.close()
             raise DeliveryError("the pipeline stopped before the new model had scored a window") from error
         self._slots.commit(model.hash)
 

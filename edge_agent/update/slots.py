@@ -93,6 +93,11 @@ class Slots:
             self._db.execute("UPDATE slot SET attempts = attempts + 1 WHERE candidate = ?", (bundle,))
         return self.row().attempts
 
+    def forgive(self, bundle: str) -> None:
+        """Take back an attempt in which nothing was found out about `bundle`."""
+        with self._db:
+            self._db.execute("UPDATE slot SET attempts = max(attempts - 1, 0) WHERE candidate = ?", (bundle,))
+
     def commit(self, bundle: str) -> None:
         """`bundle` runs from now on, after every restart too; the one before it stays to go back to."""
         with self._db:

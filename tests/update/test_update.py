@@ -14,6 +14,7 @@ import pytest
 from cloud_sync import release
 from cloud_sync.errors import ReleaseError
 from edge_agent.errors import BundleError, DeliveryError
+from edge_agent.update import service as service_module
 from edge_agent.update import slots as slots_module
 from edge_agent.update.slots import MAX_ATTEMPTS
 from tests.update.site import FAMILY, Device, Repository, Server, make_bundle, model_of, serving, spoil_json
@@ -171,13 +172,29 @@ def test_a_failed_self_test_is_refused_once_and_for_all(world: World) -> None:
     assert world.device.service.step() is True
 
 
-def test_a_swap_that_fails_puts_the_old_model_back(world: World) -> None:
+def test_a_swap_that_fails_leaves_the_old_model(world: World) -> None:
     world.release(2)
     before = world.device.running.hash
     world.device.swap_error = BundleError("NaN in the first window")
     assert world.device.service.step() is False
-    assert world.device.swapped == [before]
+    assert world.device.running.hash == before
+    assert world.device.swapped == []
     assert world.device.slots.row().running == ""
+
+
+def test_without_a_living_source_the_release_waits_and_is_not_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = world.release(2)
+    monkeypatch.setattr(service_module, "SWAP_TIMEOUT_S", 0.01)
+    world.device.silent = True
+    for _ in range(MAX_ATTEMPTS + 1):
+        with pytest.raises(DeliveryError, match="no source gave a window"):
+            world.device.service.step()
+    assert world.device.slots.refused() == frozenset()
+    world.device.silent = False
+    assert world.device.service.step() is True
+    assert world.device.running.hash == released
 
 
 def test_an_agent_that_is_stopped_in_the_trial_does_not_refuse_the_release(world: World) -> None:
