@@ -338,10 +338,10 @@ def _camera(rng: Rng, views: F32, frozen: bool) -> U8:
 def _graded(rng: Rng, views: U8) -> U8:
     """As another camera renders colour: saturation, gamma, white balance; the same in all three views."""
     curve = 255 * (np.arange(256) / 255) ** np.exp(rng.normal(0, 0.2))
-    tables = [np.clip(curve * rng.uniform(0.88, 1.12), 0, 255) for _ in range(3)]
-    picture = np.stack([tables[i][views[..., i]] for i in range(3)], -1).astype(np.float32)
-    grey = picture.mean(-1, keepdims=True)
-    return np.asarray(np.clip(grey + (picture - grey) * rng.uniform(0.7, 1.4), 0, 255), np.uint8)
+    table = np.stack([np.clip(curve * rng.uniform(0.88, 1.12), 0, 255) for _ in range(3)], -1).astype(np.uint8)
+    saturation = rng.uniform(0.7, 1.4)
+    mix = np.full((3, 3), (1 - saturation) / 3) + saturation * np.eye(3)
+    return np.stack([cv2.transform(cv2.LUT(view, table[None]), mix) for view in views])
 
 
 def cells_of(mask: F32) -> F32:
