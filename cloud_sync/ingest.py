@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_S = 60.0  #: a database that is away this long: end with an error, so that the supervisor starts us afresh
 RETRY_S = (0.05, 2.0)  #: first and longest wait for the database, before jitter
+ROWS_MAX = 1024  #: a transaction takes no further payload once it has so many rows
 ACK_EVERY_S = 0.1  #: at most one ack per stream in this time …
 ACK_EVERY = 64  #: … unless so many messages wait for theirs
 SEEN_EVERY_NS = 5_000_000_000  #: a device's sign of life is written this often: a write less for most messages
@@ -278,19 +279,29 @@ class _Transaction:
 
     def _compare(self, again: Sequence[Item | Refused]) -> None:
         """The same key must mean the same bytes; if not, both are kept."""
+        held = self._held(again)
         for piece in again:
             device, stream, seq = _row_of(piece)
-            held = self._session.execute(
-                sa.select(Received.body_hash).where(
-                    Received.device == device, Received.stream == stream, Received.seq == seq
-                )
-            ).scalar_one()
             payload = piece.raw if isinstance(piece, Item) else piece.payload
-            if held == hashlib.sha256(payload).hexdigest():
+            if held[device, stream, seq] == hashlib.sha256(payload).hexdigest():
                 self.counts["duplicates"] += 1
                 continue
             self.counts["conflicts"] += 1
             self._lose(device, stream, "stream_conflict", first=seq, last=seq, count=1, payload=payload)
+
+    def _held(self, pieces: Sequence[Item | Refused]) -> dict[tuple[str, str, int], str]:
+        """Hashes of the rows that are here, by their keys; one question for each stream."""
+        seqs: dict[tuple[str, str], list[int]] = {}
+        for piece in pieces:
+            device, stream, seq = _row_of(piece)
+            seqs.setdefault((device, stream), []).append(seq)
+        held: dict[tuple[str, str, int], str] = {}
+        for (device, stream), wanted in seqs.items():
+            query = sa.select(Received.seq, Received.body_hash).where(
+                Received.device == device, Received.stream == stream, Received.seq.in_(wanted)
+            )
+            held |= {(device, stream, seq): body_hash for seq, body_hash in self._session.execute(query)}
+        return held
 
     def _load_alerts(self, new: dict[int, Item | Refused]) -> None:
         ids = {piece.message.id for piece in new.values() if isinstance(piece, Item)}
@@ -608,18 +619,37 @@ class Ingest:
                 committed_s + self._config.group_ms / 1000,
             )
             if deliveries:
-                settled = self._persist([piece for delivery in deliveries for piece in read(delivery)], stop)
-                if settled is None:
+                if not self._take(deliveries, stop):
                     break
                 committed_s = time.monotonic()
-                self._link.acknowledge(deliveries)
-                self._acks.note(settled)
             self._acks.flush(time.monotonic())
             if time.monotonic() - told_s >= TELL_S:
                 told_s = time.monotonic()
                 self._tell()
         self._acks.flush(time.monotonic(), everything=True)
         self._tell()
+
+    def _take(self, deliveries: Sequence[Delivery], stop: threading.Event) -> bool:
+        """Commit the deliveries and acknowledge them; False if told to stop before all was committed.
+
+        A delivery may be a batch of hundreds of rows, so a transaction is bounded by rows: after a long silence the
+        database was locked for half a minute, and devices sent again what they heard nothing of.
+        """
+        taken: list[Delivery] = []
+        pieces: list[Piece] = []
+        for number, delivery in enumerate(deliveries, start=1):
+            taken.append(delivery)
+            pieces += read(delivery)
+            if len(pieces) < ROWS_MAX and number < len(deliveries):
+                continue
+            settled = self._persist(pieces, stop)
+            if settled is None:
+                return False
+            self._link.acknowledge(taken)
+            self._acks.note(settled)
+            self._acks.flush(time.monotonic())
+            taken, pieces = [], []
+        return True
 
     def _persist(self, pieces: Sequence[Piece], stop: threading.Event) -> list[Settled] | None:
         """Commit, however often it takes; None if told to stop before it worked (nothing is acknowledged then)."""

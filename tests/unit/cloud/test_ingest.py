@@ -447,6 +447,21 @@ class TestLoop:
         assert [one.payload for one in link.acknowledged][1] == b"bad"
         assert link.published == [("tectum/v1/home/cam/down/ack", Ack(stream=STREAM, upto=1))]
 
+    def test_a_transaction_is_bounded_by_rows_and_each_is_acknowledged(
+        self, store: Store, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ingest, "ROWS_MAX", 3)
+        batches = [[message(seq) for seq in seqs] for seqs in ((1, 2), (3, 4), (5,), (6,))]
+        payloads = [wire.encode_batch([wire.encode(one) for one in batch]) for batch in batches]
+        link = FakeLink([[delivery(payload) for payload in payloads]], threading.Event())
+        commits: list[int] = []
+        sqlalchemy_event.listen(store.engine, "commit", lambda _: (commits.append(1), link.log.append("commit")))
+        self.run(intake, link)
+        assert link.log[:2] == ["commit", "puback"]
+        assert link.log.count("commit") == 2
+        assert len(link.acknowledged) == 4
+        assert link.published[-1] == ("tectum/v1/home/cam/down/ack", Ack(stream=STREAM, upto=6))
+
     def test_nothing_is_acknowledged_while_the_database_is_away(
         self, intake: Intake, quick: None, store: Store
     ) -> None:
