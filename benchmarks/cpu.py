@@ -65,10 +65,12 @@ def _round(folder: Path, clip: site.Clip, seconds: float, findings: Findings) ->
         share = ours.per_clip_s(clip)
         findings.add(f"{word}_share", share * count, "% of a core", f"edge-agent, {word} scene{'s' * (count > 1)}")
         rate = ours.frames / ours.wall_s / count
-        findings.add(f"{word}_fps", rate, "frames/s", f"frames scored per camera, {word} at once")
+        findings.add(f"{word}_fps", rate, "frames/s", f"frames taken in per camera, {word} at once")
         findings.add(f"{word}_dropped", dropped, "frames", f"frames dropped, {word} at once")
         if count == 1:
-            findings.add("decode_part", 100 * alone.per_clip_s(clip) / share, "%", "of that, the camera driver")
+            findings.add(
+                "decode_part", 100 * alone.per_clip_s(clip) / share, "%", "camera driver alone, of one scene's CPU"
+            )
         if shutil.which("motion"):
             theirs = _motion(folder / f"motion{count}", clip, count, seconds)
             peer = theirs.per_clip_s(clip)

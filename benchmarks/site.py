@@ -20,6 +20,8 @@ from tests.parts.agent import AgentProcess
 
 _INSTALLED = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 _SETTLE_S = 60.0
+#: Between two questions for the agent's figures, which cost it a few milliseconds each.
+ASKED_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,20 @@ def _made(folder: Path, wanted: Path | None) -> Path:
         raise FileNotFoundError(f"no clip: {wanted or 'set TECTUM_DATA, or apt install opencv-doc or ffmpeg'}")
     path = folder / "made.mp4"
     picture = "testsrc2=size=320x240:rate=10:duration=60,noise=alls=8:allf=t"
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", picture, "-c:v", "libx264", "-pix_fmt", "yuv420p", path]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        picture,
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+        str(path),
+    ]
     subprocess.run(command, check=True, timeout=300)
     return path
 
@@ -124,7 +139,12 @@ def agent(config: Path) -> Iterator[AgentProcess]:
 def until_scoring(process: AgentProcess, steps: int = 1) -> None:
     """Wait for so many scored windows. AssertionError if they do not come."""
     process.until_said("metrics on http", _SETTLE_S)
-    process.until(lambda: metrics(process).get("tectum_steps_total", 0) >= steps, _SETTLE_S)
+
+    def scored() -> bool:
+        time.sleep(ASKED_S)
+        return metrics(process).get("tectum_steps_total", 0) >= steps
+
+    process.until(scored, _SETTLE_S)
 
 
 def metrics(process: AgentProcess) -> dict[str, float]:

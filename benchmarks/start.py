@@ -28,7 +28,8 @@ def measure(options: site.Options, findings: Findings) -> None:
         folder = Path(name)
         clip = site.find_clip(options.clip, folder)
         findings.note(f"camera: {clip.label}; memory after {MEMORY_S:g} s")
-        findings.note("first window: asked for every 50 ms; with the first window's own 500 ms, and its lateness")
+        asked_ms = 1e3 * site.ASKED_S
+        findings.note(f"first window: asked for every {asked_ms:g} ms; its own 500 ms and what it waits are in it")
         kinds = {
             "synthetic": ("simulated site", *site.simulated("quiet")),
             "camera": ("one camera", *site.cameras(clip, 1)),

@@ -20,7 +20,7 @@ from benchmarks import site
 from benchmarks.result import Findings
 from edge_agent import engine
 from edge_agent.app import SHIPPED
-from edge_agent.config import Channel, SceneConfig
+from edge_agent.config import Channel, Quantity, SceneConfig
 from edge_agent.core.pipeline import Pipeline
 from edge_agent.core.records import CLOCK, Model, Sample, Scores
 from edge_agent.simulate import Site, demo
@@ -29,7 +29,7 @@ ENGINES = ("openvino", "onnxruntime")
 SITE_S = 60
 _FPS, _RATE_HZ, _CHUNK = 10, 16_000, 1_600
 _SECOND = 1_000_000_000
-_QUANTITIES = ("temperature", "humidity", "smoke", "co2", "light", "vibration", "door")
+_QUANTITIES: tuple[Quantity, ...] = ("temperature", "humidity", "smoke", "co2", "light", "vibration", "door")
 _WARM_STEPS = 6
 
 
