@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import pwd
 import shutil
@@ -13,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _USERS = ("postgres", "nobody")  # who runs it where the tests are root: the server refuses root
-_names = itertools.count(1)
 
 
 class Postgres:
-    """A running server. `database()` gives the URL of a new, empty database."""
+    """A running server with one database, which `database()` empties."""
 
     def __init__(self, folder: Path, programs: Path, user: str | None) -> None:
         self._folder = folder
@@ -25,14 +23,21 @@ class Postgres:
         self._user = user
 
     def database(self) -> str:
-        """URL of a database that nobody has used."""
-        name = f"tectum{next(_names)}"
-        self.run("createdb", "-h", str(self._folder), "-U", "tectum", name)
-        return f"postgresql://tectum@/{name}?host={self._folder}"
+        """URL of the database, with nothing in it.
 
-    def stop(self, how: str = "fast") -> None:
-        """Shut it down: `fast` ends connections in order, `immediate` is a crash."""
-        self.run("pg_ctl", "-D", str(self._folder / "data"), "-m", how, "-w", "stop")
+        Not a new database for every test: each is 7 MB on disk, and a hundred of them kept the server's last sync
+        busy for a minute.
+        """
+        empty = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+        self.run("psql", "-q", "-h", str(self._folder), "-U", "tectum", "-d", "postgres", "-c", empty)
+        return f"postgresql://tectum@/postgres?host={self._folder}"
+
+    def stop(self) -> None:
+        """Shut it down; connections are cut off.
+
+        Not as a crash: replaying what a hundred tests made and dropped took 40 s.
+        """
+        self.run("pg_ctl", "-D", str(self._folder / "data"), "-m", "fast", "-w", "stop")
 
     def start(self) -> None:
         """Run it and wait until it takes connections."""
@@ -68,7 +73,7 @@ def postgres() -> Iterator[Postgres]:
         try:
             yield server
         finally:
-            server.stop("immediate")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -181,7 +181,7 @@ class TestTrouble:
     def test_a_postgres_that_goes_and_comes_back_is_busy_in_between(self, server: Postgres) -> None:
         store = open_store(server.database())
         store.migrate()
-        server.stop("immediate")
+        server.stop()
         try:
             with pytest.raises(StoreBusy), store.write() as session:
                 session.add(letter())
