@@ -99,7 +99,7 @@ def _driver_alone(clip: site.Clip, seconds: float) -> Spent:
 
 def play(path: str, seconds: float, fps: float) -> Spent:
     """Read the camera driver for so long and throw away what it gives."""
-    camera = Camera("cam", CameraOptions(url=path, loop=True, fps=fps), SystemClock())
+    camera = Camera("cam", CameraOptions(url=path, loop=True, fps=fps, audio=False), SystemClock())
     camera.open()
     _read(camera, _WARM_S)
     cpu_s, began = time.process_time(), time.monotonic()

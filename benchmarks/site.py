@@ -97,8 +97,11 @@ def _made(folder: Path, wanted: Path | None) -> Path:
 
 
 def cameras(clip: Clip, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sources and scenes of so many cameras that all play one file, again and again, in real time."""
-    options = {"url": str(clip.path), "loop": True, "fps": clip.fps}
+    """Sources and scenes of so many cameras that all play one file, again and again, in real time.
+
+    Without its sound: the peer does not listen, and the agent's count of samples is then one of frames.
+    """
+    options = {"url": str(clip.path), "loop": True, "fps": clip.fps, "audio": False}
     sources = [{"name": f"cam{i}", "driver": "camera", "options": options} for i in range(count)]
     return sources, [{"name": f"scene{i}", "camera": f"cam{i}"} for i in range(count)]
 
