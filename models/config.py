@@ -41,14 +41,15 @@ class Preset:
     sensor_width: int = 32
     fusion_width: int = 32
     fusion_rank: int = 8
-    vision: Schedule = Schedule(steps=800, batch=16, rate=2e-3, decay=0.01)
+    vision: Schedule = Schedule(steps=900, batch=16, rate=2e-3, decay=0.01)
     audio: Schedule = Schedule(steps=600, batch=48, rate=2e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
-    fusion: Schedule = Schedule(steps=900, batch=128, rate=2e-3)
+    fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
     #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.
     tracks: int = 60
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
+    sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
     quiet_sites: int = 3
@@ -76,6 +77,7 @@ PRESETS = {
         tracks=3,
         stills=6,
         calibration_windows=6,
+        sites=(1, 1),
         site_s=45.0,
         site_pictures=6,
         quiet_sites=1,

@@ -64,7 +64,7 @@ def read_corpus(root: Path | None, preset: Preset) -> Corpus:
 
 def gather(corpus: Corpus, preset: Preset, split: Split, seed: int) -> Parts:
     """The parts of one split."""
-    count = max(preset.tracks // (8 if split == "train" else 16), 1)
+    count = preset.sites[split == "dev"]
     places = site.places(split, preset, count, preset.site_s)
     stage = Stage(
         [film for film in corpus.footage if film.split == split],

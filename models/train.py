@@ -269,9 +269,9 @@ def fusion_loss(head: FusionHead, batch: tuple[Tensor, ...], weight: Tensor | No
     vision, audio, sensors, mask, wrong, own, classes = batch
     logit, named, modality, _ = head(vision, audio, sensors, mask)
     known = (wrong >= 0).float() * (1.0 if weight is None else weight)
-    fused = F.binary_cross_entropy_with_logits(logit, wrong.clamp(min=0) * 0.97 + 0.015, reduction="none")
-    each = F.binary_cross_entropy_with_logits(modality, own.clamp(min=0) * 0.97 + 0.015, reduction="none")
-    names = F.binary_cross_entropy_with_logits(named, classes * 0.97 + 0.015, reduction="none").mean(1)
+    fused = F.binary_cross_entropy_with_logits(logit, wrong.clamp(min=0) * 0.996 + 0.002, reduction="none")
+    each = F.binary_cross_entropy_with_logits(modality, own.clamp(min=0) * 0.99 + 0.005, reduction="none")
+    names = F.binary_cross_entropy_with_logits(named, classes * 0.99 + 0.005, reduction="none").mean(1)
     heard = (own >= 0).float() * known[:, None]
     total = (fused * known).sum() + 0.3 * (each * heard).sum() / len(MODALITIES) + (names * known).sum()
     return total / known.sum().clamp(min=1.0)

@@ -70,7 +70,7 @@ class Composer:
         }
         return cls(tracks, trios, history, kinds)
 
-    def draw(self, rng: Rng, count: int, *, site: float = 0.35, missing: float = 0.15) -> Windows:
+    def draw(self, rng: Rng, count: int, *, site: float = 0.5, missing: float = 0.15) -> Windows:
         """`count` windows; `site` of them from the simulated site, each modality absent in `missing` of them."""
         rows: list[_Row] = []
         while len(rows) < count:

@@ -13,12 +13,16 @@ from models.data.records import Clip, Split, folder, rows
 
 #: Sampling+ forbids advertising use and is no free licence: these clips train nothing.
 _REFUSED_LICENCES = ("CC-Sampling+",)
+_UNCLEAR_CATEGORIES = ("fire_crackling",)
 _ESC_FOLDS: dict[str, Split] = {"1": "train", "2": "train", "3": "train", "4": "dev"}
 _SESA_USES: dict[str, Split] = {"train": "train", "dev": "dev"}
 
 
 def esc10(root: Path, rate_hz: int) -> list[Clip]:
-    """Everyday sounds (CC BY 3.0): folds 1–3 train, 4 dev. All are `casual` here: none is a threat."""
+    """Everyday sounds (CC BY 3.0): folds 1–3 train, 4 dev. All are `casual` here: none is a threat.
+
+    Crackling fire is left out: a fireplace is no threat, a burning room sounds like one.
+    """
     base = folder(root, "esc10")
     return [
         Clip(
@@ -29,7 +33,9 @@ def esc10(root: Path, rate_hz: int) -> list[Clip]:
             _read(base / "audio" / row["filename"], rate_hz),
         )
         for row in rows(base / "meta.csv")
-        if row["fold"] in _ESC_FOLDS and row["licence"] not in _REFUSED_LICENCES
+        if row["fold"] in _ESC_FOLDS
+        and row["licence"] not in _REFUSED_LICENCES
+        and row["category"] not in _UNCLEAR_CATEGORIES
     ]
 
 

@@ -25,6 +25,7 @@ STRIDE = 8  #: pixels of one cell of the heat map
 _IGNORED = -1.0
 
 _FILMED = 0.5  #: of the backgrounds; the others are made up
+_RENEWED = 0.4  #: how often a made-up still gives way to a new one when it would be used
 #: Fire is cut from the real film where red leads and it is bright: (red − blue) above the first, full at the second.
 _FLAME_EDGE, _FLAME_CORE = 60.0, 130.0
 
@@ -42,7 +43,7 @@ class Picture:
 class Script:
     """What a staged picture keeps over the steps of one track: where it is filmed and what goes wrong."""
 
-    film: Footage | None  #: None: a made-up still
+    film: Footage  #: a made-up still is a film of one frame
     start: int
     flip: bool
     zoom: tuple[float, float, float]
@@ -61,27 +62,26 @@ class Stage:
     spec: VisionSpec
     seed: int
     made_up: int = 200  #: stills to make up
-    stills: list[U8] = field(default_factory=list)
+    stills: list[Footage] = field(default_factory=list)
     cutouts: list[Layer] = field(default_factory=list)
     people: list[Layer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng([self.seed, 1])
-        height, width = self.spec.height, self.spec.width
-        self.stills = [flames.still(rng, height, width) for _ in range(self.made_up)]
+        self.stills = [self._still(rng) for _ in range(self.made_up)]
         self.cutouts = [layer for film in self.fires for layer in _burning(rng, film)]
         self.people = [layer for film in self.footage for layer in _moving(rng, film)]
 
     def script(self, rng: Rng, wrong: Wrong, *, filmed: float | None = None) -> Script:
         """A random scene; `filmed` is how often it is filmed rather than made up."""
-        film = None
         if self.footage and rng.random() < (_FILMED if filmed is None else filmed):
             film = self.footage[int(rng.integers(len(self.footage)))]
-        start = (
-            int(rng.integers(3, max(len(film.frames), 4)))
-            if film is not None
-            else int(rng.integers(len(self.stills)))
-        )
+        else:
+            index = int(rng.integers(len(self.stills)))
+            if rng.random() < _RENEWED:
+                self.stills[index] = self._still(rng)
+            film = self.stills[index]
+        start = int(rng.integers(3, max(len(film.frames), 4)))
         zoom = rng.uniform(1.0, 1.8)
         gains = rng.uniform(0.55, 1.3) * rng.uniform(0.9, 1.1, 3)
         return Script(
@@ -94,6 +94,9 @@ class Stage:
             int(rng.integers(1 << 31)),
             bool(rng.random() < 0.4),
         )
+
+    def _still(self, rng: Rng) -> Footage:
+        return Footage("still", "train", flames.still(rng, self.spec.height, self.spec.width)[None])
 
     def picture(self, script: Script, step: int = 0) -> Picture:
         """The scene of a script at its n-th step (500 ms apart)."""
@@ -112,15 +115,11 @@ class Stage:
         return Picture(frames, cells_of(cells), script.wrong)
 
     def _background(self, script: Script, step: int) -> F32:
-        if script.film is None:
-            base = self.stills[script.start]
-            views = np.stack([base] * 3)
-        else:
-            film = script.film.frames
-            # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
-            last = len(film) - 1
-            index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
-            views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
+        film = script.film.frames
+        # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
+        last = len(film) - 1
+        index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
+        views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
         zoom, x, y = script.zoom
         height, width = views.shape[1:3]
         h, w = int(height / zoom), int(width / zoom)
