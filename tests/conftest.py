@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 import os
 import shutil
 import threading
@@ -124,6 +125,15 @@ def data_root() -> Path:
     folder = data_folder()
     assert folder is not None
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_found() -> Iterator[None]:
+    """A command that runs in the test's own process sets the level and the handlers of the root logger."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 #: Threads of libraries that live as long as the process, by the start of their name.

@@ -220,6 +220,10 @@ class Campaign:
         state = self.site.ask(lambda session: session.execute(sa.select(Device.state)).scalar())
         return str((state or {}).get("bundle", ""))
 
+    def settled(self, bundle: str) -> bool:
+        """The device says that it runs it, and its trial is over: the next boot takes it."""
+        return self.runs() == bundle and self.slot()[0] == bundle
+
 
 # --- the bad moments -----------------------------------------------------------------------------------------------
 
@@ -236,7 +240,7 @@ def cut_an_update(campaign: Campaign) -> None:
     campaign.kill_agent("agent, in a trial")
     assert campaign.slot()[0] in {old, new}
     agent.start()
-    wait_for("the new bundle", lambda: campaign.runs() == new, 60)
+    wait_for("the new bundle", lambda: campaign.settled(new), 60)
 
 
 def cut_an_upload(campaign: Campaign) -> None:
@@ -333,7 +337,7 @@ def drain(campaign: Campaign) -> None:
             left = rows.execute("SELECT (SELECT count(*) FROM row) + (SELECT count(*) FROM upload)").fetchone()
         return bool(left == (0,))
 
-    wait_for("the newest bundle", lambda: campaign.runs() == campaign.released[-1] or refused(campaign), 60)
+    wait_for("the newest bundle", lambda: campaign.settled(campaign.released[-1]) or refused(campaign), 60)
     wait_for("outbox and uploads to run empty", empty, 120)
     assert agent.stop() == 0, site.told()
     campaign.ledger.look(agent)
@@ -423,7 +427,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(tmp_path: Path) -> None:
         campaign = Campaign(site)
         first = campaign.release()
         campaign.agent.start()
-        wait_for("the first release", lambda: campaign.runs() == first, 60)
+        wait_for("the first release", lambda: campaign.settled(first), 60)
         cut_an_update(campaign)
         campaign.kill_broker("broker, forgets", forget=True)
         cut_an_upload(campaign)

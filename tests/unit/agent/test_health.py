@@ -165,18 +165,8 @@ def test_ordinary_words_stay() -> None:
     assert redacted(text) == text
 
 
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield root
-    root.handlers[:], root.level = handlers, level
-
-
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_the_log_is_one_line_for_machines_or_people(
-    form: str, root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_log_is_one_line_for_machines_or_people(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LogConfig(format=form, level="info"))  # type: ignore[arg-type]
     log = logging.getLogger("edge_agent.test")
     log.debug("too quiet")
