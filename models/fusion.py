@@ -7,6 +7,8 @@ Hybrid: a low-rank tensor product of the three for what only shows in the combin
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +44,32 @@ class Tower(nn.Module):
         return (torch.softmax(score, 1).unsqueeze(2) * y).sum(1)
 
 
+class Scale(nn.Module):
+    """One over the temperature of each output (Guo et al. 2017), in the graph: the device's score is a probability.
+
+    1 while the head trains; `models.calibrate` fits them afterwards, so they are buffers and no optimiser moves them.
+    """
+
+    logit: Tensor
+    classes: Tensor
+    modalities: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("logit", torch.ones(()))
+        self.register_buffer("classes", torch.ones(classes))
+        self.register_buffer("modalities", torch.ones(len(MODALITIES)))
+
+    def forward(self, logit: Tensor, classes: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return logit * self.logit, classes * self.classes, modalities * self.modalities
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Weights of a bundle from before there were temperatures: all of them 1.
+        for name, buffer in self.named_buffers():
+            state.setdefault(prefix + name, torch.ones_like(buffer))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
 class FusionHead(nn.Module):
     """(N, history, D) x 3 and mask (N, history, 3) → logit (N,), classes (N, C), modality_logits (N, 3), (N, D)."""
 
@@ -56,6 +84,7 @@ class FusionHead(nn.Module):
         self.fuse = nn.Linear(count * width + rank, embedding)
         self.score = nn.Linear(embedding, 1)
         self.class_bias = nn.Parameter(torch.full((classes,), -2.0))
+        self.scale = Scale(classes)
 
     def forward(self, vision: Tensor, audio: Tensor, sensors: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         inputs = (vision, audio, sensors)
@@ -74,4 +103,4 @@ class FusionHead(nn.Module):
             layer(h) * present[:, i : i + 1] for i, (layer, h) in enumerate(zip(self.classify, pooled, strict=True))
         ]
         classes = self.class_bias + parts[0] + parts[1] + parts[2]
-        return logit, classes, own, embedding
+        return *self.scale(logit, classes, own), embedding
