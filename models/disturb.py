@@ -1,0 +1,117 @@
+"""What goes wrong with one modality in the field, done to a stream of the device's own samples.
+
+Every function of this file is pure and seeded; what it yields are valid samples, so that a disturbed session goes
+through the same pipeline as a clean one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_agent.contract.event import Modality
+from edge_agent.core.records import I16, U8, Kind, Reading, Sample
+
+How = Literal["missing", "noisy", "frozen", "contradicting"]
+HOWS: tuple[How, ...] = ("missing", "noisy", "frozen", "contradicting")
+KINDS: dict[Modality, Kind] = {"vision": "frame", "audio": "audio", "sensors": "reading"}
+
+#: Sensor noise of a small camera at night, in grey levels; of a bad microphone line against the sound itself, in dB.
+_GRAIN_LEVELS, _HISS_DB = 20.0, 6.0
+#: Noise of a reading as a part of its size, and its least.
+_JITTER, _JITTER_LEAST = 0.05, 0.2
+
+Rng = np.random.Generator
+
+
+def disturbed(
+    samples: Iterable[Sample], modality: Modality, how: How, rng: Rng, other: Iterable[Sample] = ()
+) -> Iterator[Sample]:
+    """The same stream with one modality disturbed.
+
+    missing        its samples never come
+    noisy          grain on the pictures, hiss 6 dB below the sound, jitter on the readings
+    frozen         the first picture, the first piece of sound, the first value of each channel, again and again
+    contradicting  its samples carry the data of `other`, a stream of another place with the same timing: what is
+                   heard does not belong to what is seen. ValueError if `other` is too short
+    """
+    kind = KINDS[modality]
+    change = _CHANGES[how](kind, rng, iter(other))
+    for sample in samples:
+        if sample.kind != kind:
+            yield sample
+            continue
+        data = change(sample)
+        if data is not None:
+            yield replace(sample, data=data)
+
+
+_Change = Callable[[Sample], Any]
+
+
+def _missing(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
+    return lambda sample: None
+
+
+def _noisy(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
+    changes: dict[Kind, Callable[[Rng, Any], Any]] = {"frame": _grain, "audio": _hiss, "reading": _jitter}
+    return lambda sample: changes[kind](rng, sample.data)
+
+
+def _frozen(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
+    first: dict[str, Any] = {}
+
+    def hold(sample: Sample) -> Any:
+        data = sample.data
+        if kind == "audio":
+            held = first.setdefault(f"{len(data)}", data)
+        elif kind == "reading":
+            held = first.setdefault(data.channel, data)
+        else:
+            held = first.setdefault("", data)
+        return held.copy() if isinstance(held, np.ndarray) else held
+
+    return hold
+
+
+def _contradicting(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
+    foreign = (sample for sample in other if sample.kind == kind)
+
+    def swap(sample: Sample) -> Any:
+        found = next(foreign, None)
+        if found is None:
+            raise ValueError(f"the contradicting stream has fewer samples of kind {kind!r} than the stream itself")
+        if kind == "reading":
+            return (
+                Reading(sample.data.channel, found.data.value) if found.data.channel == sample.data.channel else None
+            )
+        return found.data
+
+    return swap
+
+
+_CHANGES: dict[How, Callable[[Kind, Rng, Iterator[Sample]], _Change]] = {
+    "missing": _missing,
+    "noisy": _noisy,
+    "frozen": _frozen,
+    "contradicting": _contradicting,
+}
+
+
+def _grain(rng: Rng, frame: U8) -> U8:
+    grain = rng.normal(0.0, _GRAIN_LEVELS, frame.shape).astype(np.float32)
+    return np.clip(frame + grain, 0, 255).astype(np.uint8)
+
+
+def _hiss(rng: Rng, pcm: I16) -> I16:
+    loud = float(np.sqrt(np.square(pcm.astype(np.float32)).mean())) + 1.0
+    hiss = rng.normal(0.0, loud * 10 ** (-_HISS_DB / 20), pcm.shape)
+    return np.clip(pcm + hiss, -32768, 32767).astype(np.int16)
+
+
+def _jitter(rng: Rng, reading: Reading) -> Reading:
+    spread = max(abs(reading.value) * _JITTER, _JITTER_LEAST)
+    return Reading(reading.channel, float(reading.value + rng.normal(0.0, spread)))
