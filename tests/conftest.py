@@ -79,6 +79,7 @@ PARTS: dict[str, Callable[[], str | None]] = {
     "data": _data,
     "torch": _module("torch", "torch==2.13.0"),
     "iotcore": _module("iotcore", "iotcore"),
+    "tensorrt-rtx": _module("tensorrt_rtx", "tensorrt-rtx-cu13"),
 }
 
 

@@ -6,8 +6,11 @@ read from wherever the runtime looks. The `onnx` package is for training; the de
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from edge_agent.errors import BundleError
 
+INT16, FLOAT = 5, 1  #: TensorProto.DataType
 _MAX_DEPTH = 32
 _MAX_FIELDS = 1_000_000
 
@@ -23,6 +26,8 @@ _CHILDREN = {
     "tensor": {},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of TensorProto
+#: ModelProto.graph → input → type → tensor_type → elem_type
+_INPUT_TYPE = (7, 11, 2, 1, 1)
 
 
 def check(data: bytes, where: str) -> None:
@@ -31,6 +36,18 @@ def check(data: bytes, where: str) -> None:
     walk.message(0, len(data), "model", 0)
     if not walk.graphs:
         raise BundleError(f"{where}: not an ONNX model: it holds no graph")
+
+
+def retyped(data: bytes, old: int, new: int, where: str) -> bytes:
+    """The same model with its graph's inputs of element type `old` declared as `new`; both are one byte as a varint.
+
+    For a runtime that lacks a type: a Cast that follows takes whatever comes.
+    """
+    changed = bytearray(data)
+    for at in _Walk(memoryview(data), where).places(0, len(data), _INPUT_TYPE):
+        if changed[at] == old:
+            changed[at] = new
+    return bytes(changed)
 
 
 class _Walk:
@@ -57,6 +74,17 @@ class _Walk:
                 raise BundleError(f"{self._where}: a tensor lies outside of the file; export with the data inside")
             if wire_type == 2 and field in children:
                 self.message(start, at, children[field], depth + 1)
+
+    def places(self, at: int, end: int, path: tuple[int, ...]) -> Iterator[int]:
+        """Where the values of the fields lie that `path` leads to, by field number, from a message in [at, end)."""
+        while at < end:
+            tag, at = self._varint(at, end)
+            start, after, _ = self._value(at, end, tag & 7)
+            if tag >> 3 == path[0] and len(path) == 1:
+                yield start
+            elif tag >> 3 == path[0] and tag & 7 == 2:
+                yield from self.places(start, after, path[1:])
+            at = after
 
     def _value(self, at: int, end: int, wire_type: int) -> tuple[int, int, int]:
         """(start, end, number) of a field's value; the number of anything but a varint is 0."""
