@@ -6,6 +6,7 @@ through the same pipeline as a clean one.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -78,17 +79,19 @@ def _frozen(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
 
 
 def _contradicting(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
-    foreign = (sample for sample in other if sample.kind == kind)
+    foreign = (sample.data for sample in other if sample.kind == kind)
+    waiting: dict[str, deque[Any]] = defaultdict(deque)  # readings of the channels that were not asked for yet
 
     def swap(sample: Sample) -> Any:
-        found = next(foreign, None)
-        if found is None:
-            raise ValueError(f"the contradicting stream has fewer samples of kind {kind!r} than the stream itself")
-        if kind == "reading":
-            return (
-                Reading(sample.data.channel, found.data.value) if found.data.channel == sample.data.channel else None
-            )
-        return found.data
+        channel = sample.data.channel if kind == "reading" else ""
+        while not waiting[channel]:
+            found = next(foreign, None)
+            if found is None:
+                raise ValueError(
+                    f"the contradicting stream has fewer samples of kind {kind!r} than the stream itself"
+                )
+            waiting[found.channel if kind == "reading" else ""].append(found)
+        return waiting[channel].popleft()
 
     return swap
 
@@ -103,13 +106,15 @@ _CHANGES: dict[How, Callable[[Kind, Rng, Iterator[Sample]], _Change]] = {
 
 def _grain(rng: Rng, frame: U8) -> U8:
     grain = rng.normal(0.0, _GRAIN_LEVELS, frame.shape).astype(np.float32)
-    return np.clip(frame + grain, 0, 255).astype(np.uint8)
+    noisy: U8 = np.clip(frame + grain, 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _hiss(rng: Rng, pcm: I16) -> I16:
     loud = float(np.sqrt(np.square(pcm.astype(np.float32)).mean())) + 1.0
     hiss = rng.normal(0.0, loud * 10 ** (-_HISS_DB / 20), pcm.shape)
-    return np.clip(pcm + hiss, -32768, 32767).astype(np.int16)
+    noisy: I16 = np.clip(pcm + hiss, -32768, 32767).astype(np.int16)
+    return noisy
 
 
 def _jitter(rng: Rng, reading: Reading) -> Reading:
