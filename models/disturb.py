@@ -88,7 +88,7 @@ def _contradicting(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
             found = next(foreign, None)
             if found is None:
                 raise ValueError(
-                    f"the contradicting stream has fewer samples of kind {kind!r} than the stream itself"
+                    f"the contradicting stream has fewer samples of kind {kind!r} than the stream"
                 )
             waiting[found.channel if kind == "reading" else ""].append(found)
         return waiting[channel].popleft()
