@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_agent.contract.manifest import AudioSpec
-from edge_agent.core.records import I16
+from edge_agent.core.records import F32, I16
 from models.data.records import Clip
 from models.frontend import HOP, WINDOW, MelPower
 
@@ -47,6 +47,25 @@ def padded(pcm: I16, spec: AudioSpec) -> I16:
     """The clip, at least one window long."""
     short = spec.samples - len(pcm)
     return np.pad(pcm, (0, short)) if short > 0 else pcm
+
+
+def windows_of(pcm: I16, spec: AudioSpec) -> I16:
+    """Every window of a clip, one each half second: int16 (n, samples), n ≥ 1; the last one ends with the clip."""
+    pcm = padded(pcm, spec)
+    last = len(pcm) - spec.samples
+    starts = [*range(0, last, spec.rate_hz // 2), last]
+    return np.stack([pcm[start : start + spec.samples] for start in starts])
+
+
+def pooled(values: F32, windows: I16) -> F32:
+    """One value per clip from those of its windows, (n, …) → (…): the loud ones count most.
+
+    The weight is the energy to the power 0.43, which is a softmax over its decimal logarithm: an event stands out of
+    the noise about it, and silence behind a clip says nothing.
+    """
+    energy = np.log10(np.square(windows.astype(np.float32)).mean(1) + 1.0)
+    weight = np.exp(energy - energy.max())
+    return np.asarray(np.tensordot(weight / weight.sum(), values, 1), np.float32)
 
 
 def cut(clips: Sequence[Heard], frames: int, rng: Rng, loud: float) -> Tensor:
