@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 from edge_agent.config import QUANTITIES, UNITS
 from edge_agent.contract.manifest import AudioSpec, SensorSpec, VisionSpec
@@ -13,6 +15,7 @@ CLASSES = ("gunshot", "explosion", "siren", "fire")
 #: What the audio encoder tells apart; `other` has no name (simulated glass, alarm): it only raises the score.
 SOUNDS = ("casual", "gunshot", "explosion", "siren", "other")
 FAMILY = "tectum-default"
+Logger = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,22 @@ class Schedule:
     batch: int
     rate: float
     decay: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where and how a training runs; what it learns does not depend on it, but for precision and rounding."""
+
+    folder: Path | None = None  #: of checkpoints and logs; None: neither
+    logger: Logger = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"  #: bf16: mixed, the weights stay float32
+    processes: int = 1  #: DDP over gloo
+    look_steps: int = 50  #: steps between two checkpoints, log entries and looks of the judge
+    patience: int = 0  #: looks without a better figure (or loss) after which to stop; 0: never
+
+
+#: No files, one process, to the last step.
+ALONE = Run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,7 @@ class Preset:
     site_pictures: int = 60  #: and how many pictures of it are taken
     quiet_sites: int = 3
     quiet_s: int = 600
+    run: Run = ALONE  #: where and how its trainings run
 
 
 def preset(name: str) -> Preset:

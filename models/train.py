@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, U8
 from models import augment
-from models.config import SOUNDS, Preset, Schedule
+from models.config import ALONE, SOUNDS, Preset, Run, Schedule
 from models.data.compose import Composer, Windows
 from models.data.listening import Heard, cut, frames_of
 from models.data.records import Table
@@ -25,7 +25,6 @@ from models.data.staging import Picture, Stage, Wrong
 from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
 from models.fusion import FusionHead
 from models.network import AudioGraph, SensorGraph, VisionGraph
-from models.progress import Progress
 
 #: How often a staged picture holds nothing, a fire, something odd.
 _VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
@@ -46,34 +45,20 @@ def fit(
     schedule: Schedule,
     batches: Iterator[tuple[Tensor, ...]],
     loss: Callable[..., Tensor],
+    *,
+    run: Run = ALONE,
+    judge: Callable[[], float] | None = None,
 ) -> None:
-    """AdamW on a one-cycle schedule; the module ends with the moving average of its weights."""
-    optimiser = torch.optim.AdamW(module.parameters(), schedule.rate, weight_decay=schedule.decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.15)
-    average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    shown = Progress(title, schedule.steps)
-    smooth = 0.0
-    module.train()
-    for step in range(1, schedule.steps + 1):
-        value = loss(*next(batches))
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-        optimiser.step()
-        cycle.step()
-        _blend(average, module, min(0.99, (1 + step) / (10 + step)))
-        smooth = float(value.detach()) if step == 1 else 0.97 * smooth + 0.03 * float(value.detach())
-        shown.at(step, f"loss {smooth:.3f}")
-    module.load_state_dict(average)
-    module.eval()
+    """AdamW on a one-cycle schedule; the module ends with the moving average of its weights, in evaluation mode.
 
+    `batches` is endless and drawn from a seed, `loss` takes the parts of one batch. `run` says where checkpoints and
+    logs go, how precise and in how many processes (each then takes its share of the rows of every batch). `judge`
+    gives a figure of the averaged weights, higher is better, every `run.look_steps`: the best of them are kept.
+    """
+    # Lightning takes seconds to import: retraining a head from verdicts, and `--help`, do without it.
+    from models import trainer
 
-def _blend(average: dict[str, Tensor], module: nn.Module, keep: float) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.dtype.is_floating_point:
-            average[name].mul_(keep).add_(tensor.detach(), alpha=1 - keep)
-        else:
-            average[name].copy_(tensor)
+    trainer.train(title, module, schedule, batches, loss, run=run, judge=judge)
 
 
 def train_vision(graph: VisionGraph, preset: Preset, stage: Stage, simulated: list[Picture], seed: int) -> None:
@@ -96,7 +81,14 @@ def train_vision(graph: VisionGraph, preset: Preset, stage: Stage, simulated: li
         what = (F.binary_cross_entropy_with_logits(flame, fire * 0.96 + 0.02, reduction="none") * clear).mean()
         return 2.0 * where + 0.5 * whether + 0.3 * what
 
-    fit("vision", graph, preset.vision, _vision_batches(stage, simulated, preset.vision.batch, seed), loss)
+    fit(
+        "vision",
+        graph,
+        preset.vision,
+        _vision_batches(stage, simulated, preset.vision.batch, seed),
+        loss,
+        run=preset.run,
+    )
 
 
 def _vision_batches(stage: Stage, simulated: list[Picture], batch: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
@@ -161,7 +153,7 @@ def train_audio(graph: AudioGraph, preset: Preset, ear: Ear, seed: int) -> None:
         smooth = target * 0.95 + 0.05 / len(SOUNDS)
         return -(smooth * F.log_softmax(sounds, 1)).sum(1).mul(weight).sum() / preset.audio.batch
 
-    fit("audio", graph, preset.audio, _audio_batches(ear, preset, seed), loss)
+    fit("audio", graph, preset.audio, _audio_batches(ear, preset, seed), loss, run=preset.run)
 
 
 def _audio_batches(ear: Ear, preset: Preset, seed: int) -> Iterator[tuple[Tensor, ...]]:
@@ -213,7 +205,7 @@ def train_sensors(
             readings = np.stack([dropped(rng, window) for window, _ in chosen])
             yield torch.from_numpy(readings), torch.tensor([target for _, target in chosen])
 
-    fit("sensors", graph, preset.sensors, batches(), loss)
+    fit("sensors", graph, preset.sensors, batches(), loss, run=preset.run)
 
 
 def _sensor_pool(preset: Preset, tables: list[Table], seed: int) -> list[tuple[F32, float]]:
@@ -249,7 +241,7 @@ def train_fusion(head: FusionHead, preset: Preset, composer: Composer, seed: int
         while True:
             yield fusion_batch(composer.draw(rng, preset.fusion.batch))
 
-    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, batch))
+    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, batch), run=preset.run)
 
 
 def fusion_batch(windows: Windows) -> tuple[Tensor, ...]:

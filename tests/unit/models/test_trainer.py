@@ -1,0 +1,117 @@
+"""The training loop: broken off and taken up again, in two processes, stopped early, refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
+pytest.importorskip("lightning", reason="pip install lightning")
+
+from edge_agent.errors import BundleError, ConfigError  # noqa: E402
+from models.config import ALONE, Run, Schedule  # noqa: E402
+from models.train import fit  # noqa: E402
+
+SCHEDULE = Schedule(steps=12, batch=8, rate=1e-2)
+
+
+class _Broken(RuntimeError):
+    pass
+
+
+def _batches(stop_after: int | None = None):
+    generator = torch.Generator().manual_seed(5)
+    for index in itertools.count():
+        if index == stop_after:
+            raise _Broken
+        x = torch.randn(8, 4, generator=generator)
+        yield x, (x[:, :1] > 0).float()
+
+
+def _fitted(run=ALONE, schedule=SCHEDULE, judge=None, stop_after=None, seed=0):
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    given = judge and (lambda: judge(net))
+    fit("task", net, schedule, _batches(stop_after), lambda x, y: _loss(net, x, y), run=run, judge=given)
+    return net.state_dict()
+
+
+def _loss(net, x, y):
+    return torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
+
+
+def _same(a, b) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_broken_run_taken_up_again_ends_with_the_same_weights(tmp_path):
+    run = Run(folder=tmp_path, look_steps=5)
+    with pytest.raises(_Broken):
+        _fitted(run, stop_after=8)
+    assert _same(_fitted(run), _fitted())
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path):
+    run = Run(folder=tmp_path, look_steps=5)
+    done = _fitted(run)
+    assert _same(done, _fitted(run, stop_after=0))
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    run = Run(folder=tmp_path, look_steps=5)
+    _fitted(run)
+    with pytest.raises(ConfigError, match="another training"):
+        _fitted(run, seed=1)
+    (tmp_path / "task.ckpt").write_bytes(b"half a fi")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _fitted(run)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """Each takes half the rows of every batch, and gradients are averaged: the same but for rounding."""
+    alone, both = _fitted(), _fitted(Run(processes=2))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(both[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_mixed_precision_learns_nearly_the_same_and_keeps_float32_weights():
+    alone, mixed = _fitted(), _fitted(Run(precision="bf16"))
+    assert not _same(alone, mixed)
+    for name, tensor in alone.items():
+        assert mixed[name].dtype is torch.float32
+        torch.testing.assert_close(mixed[name], tensor, rtol=0.2, atol=0.05)
+
+
+def test_an_early_stop_keeps_the_weights_that_were_judged_best():
+    seen = []
+
+    def judge(net):
+        seen.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return -abs(len(seen) - 2)  # the second look is the best
+
+    ended = _fitted(Run(look_steps=2, patience=2), replace(SCHEDULE, steps=40), judge)
+    assert len(seen) == 4
+    assert _same(ended, seen[1])
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    net = torch.nn.Linear(4, 1)
+    with pytest.raises(BundleError, match="diverged"):
+        fit("task", net, SCHEDULE, _batches(), lambda x, y: net(x).sum() * math.nan)
+
+
+def test_a_logger_whose_package_is_missing_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install mlflow"):
+        _fitted(Run(folder=tmp_path, logger="mlflow"))
+
+
+def test_tensorboard_gets_the_loss_of_every_look(tmp_path):
+    _fitted(Run(folder=tmp_path, logger="tensorboard", look_steps=4))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [entry.step for entry in found.Scalars("task/loss")] == [4, 8, 12]
