@@ -1,4 +1,4 @@
-"""`python -m models train|evaluate`: from data or verdicts to a bundle, and what a bundle is worth."""
+"""`python -m models train|evaluate|benchmark`: from data or verdicts to a bundle, and what a bundle is worth."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 
 import torch
 
-from edge_agent.engine import load
+from edge_agent.engine import installed, load
 from edge_agent.errors import BundleError, ConfigError
-from models import evaluate, recipe, verdicts
+from models import benchmark, evaluate, recipe, verdicts
+from models.benchmark.record import Roots
 from models.config import PRESETS, preset
+from models.runtime import known_engines
 
 #: The bundle that comes with the agent.
 SHIPPED = Path(__file__).resolve().parent.parent / "edge_agent" / "bundle"
+
+Commands = Any  # what `add_subparsers` gives has no public type
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +56,23 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--json", type=Path, help="write the figures there too")
     judge.set_defaults(run=_evaluate)
+    _add_benchmark(commands)
     return parser
+
+
+def _add_benchmark(commands: Commands) -> None:
+    bench = commands.add_parser("benchmark", help="judge a set's recipe and the bundle on any part of the data")
+    bench.add_argument("set", metavar="SET", choices=benchmark.names(), help=", ".join(benchmark.names()))
+    bench.add_argument("--train-root", help="folder whose train and dev rows train (default: TECTUM_DATA)")
+    bench.add_argument("--test-root", help="folder whose rows are tested (default: the train root, its own split)")
+    bench.add_argument("--json", type=Path, help="write the figures there too")
+    bench.add_argument("--predictions", type=Path, help="write the score of every tested row there, as CSV")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument(
+        "--engines", nargs="+", metavar="ENGINE", help="of torch, openvino, onnxruntime (default: all)"
+    )
+    bench.add_argument("--bundle", type=Path, default=SHIPPED, help="the bundle of the second block")
+    bench.set_defaults(run=_benchmark)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,6 +91,15 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"bundle": model.hash, "engine": options.engine, "recorded": figures}
+
+
+def _benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    train = _root(options.train_root)
+    test = _root(options.test_root) if options.test_root else train
+    engines = known_engines(options.engines) if options.engines else known_engines(("torch", *installed()))
+    result = benchmark.run(options.set, Roots(train, test, engines), options.seed, options.bundle)
+    result.write(options.json, options.predictions)
+    return result.json()
 
 
 def _root(text: str | None) -> Path:

@@ -18,42 +18,9 @@ from models.data.compose import SHOWN, Composer, Windows
 from models.data.listening import padded
 from models.data.records import Clip
 from models.data.traces import minute
+from models.metrics import auc, average_precision, interval
 
-Rng = np.random.Generator
-_RESAMPLES = 1000
 _COMPOSED = 2000
-
-
-def auc(label: NDArray[Any], score: NDArray[Any]) -> float:
-    """Area under the ROC curve; 0.5 where one class is missing."""
-    wrong, right = score[label > 0.5], score[label <= 0.5]
-    if not len(wrong) or not len(right):
-        return 0.5
-    order = np.sort(right)
-    below = np.searchsorted(order, wrong, "left") + np.searchsorted(order, wrong, "right")
-    return float(below.mean() / 2 / len(right))
-
-
-def average_precision(label: NDArray[Any], score: NDArray[Any]) -> float:
-    """Area under precision over recall, in steps; 0 without positives."""
-    hits = label[np.argsort(-score, kind="stable")] > 0.5
-    if not hits.any():
-        return 0.0
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].mean())
-
-
-def interval(label: NDArray[Any], score: NDArray[Any], group: Sequence[str] | None, rng: Rng) -> tuple[float, float]:
-    """95 % bootstrap interval of the AUC; whole groups are drawn where there are groups."""
-    names = np.asarray(group if group is not None else np.arange(len(label)))
-    _, member = np.unique(names, return_inverse=True)
-    rows = [np.flatnonzero(member == i) for i in range(member.max() + 1)]
-    found = []
-    for _ in range(_RESAMPLES):
-        index = np.concatenate([rows[int(i)] for i in rng.integers(0, len(rows), len(rows))])
-        found.append(auc(label[index], score[index]))
-    low, high = np.percentile(found, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def recorded(engine: Engine, preset: Preset, root: Path, seed: int) -> dict[str, Any]:

@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.contract.manifest import GRAPHS
 from edge_agent.core.records import F32, Engine
-from edge_agent.engine import load, selftest
-from edge_agent.engine.openvino import OpenVino
+from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card, evaluate
 from models.config import SOUNDS, Preset
 from models.data import logs, pictures, site, sounds
 from models.data.compose import Composer, Windows
-from models.data.listening import listen, padded
+from models.data.listening import padded
 from models.data.records import SPLITS, Clip, Corpus, Split
 from models.data.staging import Stage
 from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
 from models.export import export
+from models.hearing import Told, train_audio
 from models.network import Network, build
 from models.progress import tracked
 from models.quantise import QUANTISED, Layers, quantise
-from models.train import Ear, deterministic, train_audio, train_fusion, train_sensors, train_vision
+from models.runtime import INPUT
+from models.train import deterministic, train_fusion, train_sensors, train_vision
 
-_INPUT: dict[Modality, str] = {"vision": "frames", "audio": "pcm", "sensors": "readings"}
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
 
@@ -86,13 +86,7 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
         for picture in site.pictures(place, preset.site_pictures, rng)
     ]
     train_vision(network.vision, preset, parts.stage, staged, seed)
-    heard = listen(parts.clips, preset.audio_spec)
-    ear = Ear(
-        [h for h in heard if h.clip.source == "sesa"],
-        [h for h in heard if h.clip.source == "esc10"],
-        [h for h in heard if h.clip.source == "simulated"],
-    )
-    train_audio(network.audio, preset, ear, seed)
+    train_audio(network.audio, preset, [_told(clip) for clip in parts.clips], seed)
     felt = [
         (site.window(place.site, begin_s, preset), QUIET if not wrong else 0.98)
         for place in parts.places
@@ -100,6 +94,10 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
     ]
     tables = [table for table in parts.corpus.tables if table.split == "train"]
     train_sensors(network.sensors, preset, tables, felt, seed)
+
+
+def _told(clip: Clip) -> Told:
+    return Told(clip.source, clip.label, clip.kind, clip.pcm)
 
 
 def export_encoders(network: Network, preset: Preset, parts: Parts, out: Path, seed: int) -> dict[str, Layers]:
@@ -135,14 +133,14 @@ def _calibration(name: str, preset: Preset, parts: Parts, rng: np.random.Generat
 def open_engine(folder: Path, preset: Preset) -> Engine:
     """The graphs of a folder that is no bundle yet."""
     graphs = {name: (folder / f"{name}.onnx").read_bytes() for name in GRAPHS}
-    return OpenVino(graphs, bundle.manifest(preset, bundle.UNCHOSEN, 0, {}, bundle.now()), 1)
+    return compile_graphs(graphs, bundle.manifest(preset, bundle.UNCHOSEN, 0, {}, bundle.now()))
 
 
 def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer:
     """Tracks of one split through the frozen encoders, ready to be drawn from."""
 
     def encode(name: Modality, inputs: NDArray[np.generic]) -> F32:
-        outputs = engine.run(name, [{_INPUT[name]: item} for item in inputs])
+        outputs = engine.run(name, [{INPUT[name]: item} for item in inputs])
         return np.stack([output["embedding"] for output in outputs])
 
     maker = TrackMaker(preset, encode, np.random.default_rng([seed, 23, parts.split == "dev"]))

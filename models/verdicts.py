@@ -32,16 +32,15 @@ from numpy.typing import NDArray
 from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import GRAPHS, Manifest
 from edge_agent.core.records import F32, Engine, Model
-from edge_agent.engine import load, open_bundle, selftest
-from edge_agent.engine.openvino import OpenVino
+from edge_agent.engine import compile_graphs, load, open_bundle, selftest
 from edge_agent.errors import BundleError, ConfigError
 from models import bundle
 from models.config import CLASSES, Preset, preset
 from models.data.compose import Windows
 from models.data.evidence import embed
-from models.evaluate import average_precision
 from models.export import export
 from models.fusion import FusionHead
+from models.metrics import average_precision
 from models.network import fusion_head
 from models.progress import Progress
 from models.train import deterministic, fusion_batch, fusion_loss
@@ -285,7 +284,7 @@ def _write(model: Model, start: Path, out: Path, head: FusionHead, figures: dict
     export(head, shape, "fusion", out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, head)
     arrays = bundle.load_arrays(out / bundle.GOLDEN)
-    engine = OpenVino({name: (out / f"{name}.onnx").read_bytes() for name in GRAPHS}, old, 1)
+    engine = compile_graphs({name: (out / f"{name}.onnx").read_bytes() for name in GRAPHS}, old)
     inputs = (arrays["frames"], arrays["pcm"], arrays["readings"])
     bundle.save_arrays(out / bundle.GOLDEN, bundle.golden(engine, shape, *inputs))
     card = (out / bundle.CARD).read_text(encoding="utf-8") if (out / bundle.CARD).is_file() else ""

@@ -39,16 +39,30 @@ def load(path: Path, name: str = "openvino", threads: int = 1) -> Model:
     Takes from tens of milliseconds to seconds. ConfigError for an engine that is not installed, BundleError for
     a bundle that is not whole or that the engine cannot compile.
     """
+    bundle = open_bundle(path)
+    graphs = {graph: bundle.read(f"{graph}.onnx") for graph in GRAPHS}
+    return Model(bundle.manifest, bundle.hash, compile_graphs(graphs, bundle.manifest, name, threads))
+
+
+def compile_graphs(
+    graphs: Mapping[str, bytes], manifest: Manifest, name: str = "openvino", threads: int = 1
+) -> Engine:
+    """An engine of the ONNX files given, by graph: all four or some of them, sized as the manifest says.
+
+    For graphs that are no bundle (yet). ConfigError for an engine that is not installed and for a graph that no
+    bundle has, BundleError for a file that breaks the manifest's promise or that the engine cannot compile.
+    """
     here = installed()
     if name not in here:
         raise ConfigError(f"engine {name!r} is not installed; there are {', '.join(here) or 'none'}", "model.engine")
     if threads < 1:
         raise ConfigError(f"at least 1 thread, got {threads}", "model.threads")
-    bundle = open_bundle(path)
+    unknown = sorted(graphs.keys() - set(GRAPHS))
+    if unknown:
+        raise ConfigError(f"no graph is named {', '.join(unknown)}; there are {', '.join(GRAPHS)}")
     module, kind, _ = _ENGINES[name]
     opens = cast(_Opens, getattr(import_module(module), kind))
-    engine = opens({graph: bundle.read(f"{graph}.onnx") for graph in GRAPHS}, bundle.manifest, threads)
-    return Model(bundle.manifest, bundle.hash, engine)
+    return opens(graphs, manifest, threads)
 
 
-__all__ = ["Bundle", "SelfTest", "installed", "load", "open_bundle", "selftest"]
+__all__ = ["Bundle", "SelfTest", "compile_graphs", "installed", "load", "open_bundle", "selftest"]

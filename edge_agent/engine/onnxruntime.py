@@ -28,14 +28,17 @@ _REFUSALS = (
 
 
 class OnnxRuntime:
-    """Engine of `edge_agent.core.records`."""
+    """Engine of `edge_agent.core.records`, of whichever of the four graphs are given."""
 
     def __init__(self, graphs: Mapping[str, bytes], manifest: Manifest, threads: int) -> None:
-        self._ports = ports.promised(manifest)
+        self._ports = {name: found for name, found in ports.promised(manifest).items() if name in graphs}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        for graph in GRAPHS:
+        self._outputs: dict[str, list[str]] = {}
+        for graph in (name for name in GRAPHS if name in graphs):
             session = _session(graph, graphs[graph], threads)
-            ports.check(graph, _found(graph, session), manifest)
+            found = _found(graph, session)
+            ports.check(graph, found, manifest)
+            self._outputs[graph] = list(found.outputs)
             self._sessions[graph] = session
 
     @property
@@ -61,7 +64,7 @@ class OnnxRuntime:
         session = self._sessions.get(graph)
         if session is None:
             raise ValueError("the engine is closed")
-        names = list(self._ports[graph].outputs)
+        names = self._outputs[graph]
         return ports.split(dict(zip(names, session.run(names, batch), strict=True)), len(items))
 
     def close(self) -> None:

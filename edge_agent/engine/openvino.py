@@ -16,15 +16,16 @@ from edge_agent.errors import BundleError
 
 
 class OpenVino:
-    """Engine of `edge_agent.core.records`. Items are stacked: on a CPU that costs and gains nothing."""
+    """Engine of `edge_agent.core.records`, of whichever of the four graphs are given. Items are stacked: on a CPU
+    that costs and gains nothing."""
 
     def __init__(self, graphs: Mapping[str, bytes], manifest: Manifest, threads: int) -> None:
         self._core = openvino.Core()
-        self._ports = ports.promised(manifest)
+        self._ports = {name: found for name, found in ports.promised(manifest).items() if name in graphs}
         self._compiled: dict[str, openvino.CompiledModel] = {}
         self._requests: dict[str, openvino.InferRequest] = {}
         self._outputs: dict[str, tuple[str, ...]] = {}
-        for graph in GRAPHS:
+        for graph in (name for name in GRAPHS if name in graphs):
             model, compiled = self._compile(graph, graphs[graph], threads)
             found = _found(graph, model)
             ports.check(graph, found, manifest)
