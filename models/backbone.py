@@ -145,10 +145,17 @@ def _weights() -> dict[str, Tensor]:
     return weights
 
 
-class TrunkFront(nn.Module):
-    """uint8 (N, 5, H, W) → two pictures for the trunk, (N, 3, H, W) each: colours, and changes over time.
+class Colours(nn.Module):
+    """uint8 (N, 5, H, W) → the newest picture as the trunk was trained to see one: RGB (N, 3, H, W) in −1..1."""
 
-    The second shows I − I1, I − I2 and I1 − I2 as if they were red, green and blue; where nothing moves it is grey.
+    def forward(self, frames: Tensor) -> Tensor:
+        return (frames[:, :3].float() - 127.0) / 128.0
+
+
+class Changes(nn.Module):
+    """uint8 (N, 5, H, W) → changes of luma as if they were colours, (N, 3, H, W) in −1..1.
+
+    I − I1, I − I2 and I1 − I2 stand for red, green and blue; where nothing moves the picture is grey.
     """
 
     luma: Tensor
@@ -157,17 +164,17 @@ class TrunkFront(nn.Module):
         super().__init__()
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor) -> Tensor:
         x = frames.float()
-        rgb, first, second = x[:, :3], x[:, 3:4], x[:, 4:5]
-        now = (rgb * self.luma).sum(1, keepdim=True)
+        first, second = x[:, 3:4], x[:, 4:5]
+        now = (x[:, :3] * self.luma).sum(1, keepdim=True)
         change = torch.cat([now - first, now - second, first - second], 1)
-        return (rgb - 127.0) / 128.0, (change / _CHANGE_LEVELS).clamp(-1.0, 1.0)
+        return (change / _CHANGE_LEVELS).clamp(-1.0, 1.0)
 
 
 @lru_cache(maxsize=1)
-def _teacher() -> tuple[TrunkFront, Trunk]:
-    return TrunkFront().eval(), imagenet(_TEACHER_BLOCKS)
+def _teacher() -> tuple[Colours, Changes, Trunk]:
+    return Colours(), Changes(), imagenet(_TEACHER_BLOCKS)
 
 
 def teacher_features(frames: U8) -> F32:
@@ -175,7 +182,8 @@ def teacher_features(frames: U8) -> F32:
 
     112 channels of the colours, then 112 of the changes over time. For distillation; nothing of it ships.
     """
-    front, trunk = _teacher()
+    colours, changes, trunk = _teacher()
+    shown = torch.from_numpy(frames)
     with torch.inference_mode():
-        parts = [trunk(picture) for picture in front(torch.from_numpy(frames))]
+        parts = [trunk(colours(shown)), trunk(changes(shown))]
     return np.asarray(torch.cat(parts, 1).numpy(), np.float32)

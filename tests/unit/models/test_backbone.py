@@ -8,7 +8,7 @@ import torch
 
 from edge_agent.errors import ConfigError
 from models import backbone
-from models.backbone import BLOCKS, START, Trunk, TrunkFront, imagenet, teacher_features
+from models.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet, teacher_features
 
 
 @pytest.mark.parametrize(("blocks", "width", "shrink"), [(5, 40, 8), (8, 80, 16), (11, 112, 16), (15, 192, 32)])
@@ -59,9 +59,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_nothing_moves_the_picture_of_changes_is_grey() -> None:
     frames = np.full((1, 5, 32, 32), 90, np.uint8)
-    colours, changes = TrunkFront()(torch.from_numpy(frames))
-    assert float(changes.abs().max()) < 1e-4
-    assert float(colours.max()) == pytest.approx((90 - 127) / 128)
+    assert float(Changes()(torch.from_numpy(frames)).abs().max()) < 1e-4
+    assert float(Colours()(torch.from_numpy(frames)).max()) == pytest.approx((90 - 127) / 128)
 
 
 def test_the_teacher_sees_colours_and_changes() -> None:
