@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,15 @@ from edge_agent.core.records import I16, U8, Kind, Reading, Sample
 How = Literal["missing", "noisy", "frozen", "contradicting"]
 HOWS: tuple[How, ...] = ("missing", "noisy", "frozen", "contradicting")
 KINDS: dict[Modality, Kind] = {"vision": "frame", "audio": "audio", "sensors": "reading"}
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """One modality, disturbed in one way."""
+
+    modality: Modality
+    how: How
+
 
 #: Sensor noise of a small camera at night, in grey levels; of a bad microphone line against the sound itself, in dB.
 _GRAIN_LEVELS, _HISS_DB = 20.0, 6.0
@@ -87,9 +96,7 @@ def _contradicting(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
         while not waiting[channel]:
             found = next(foreign, None)
             if found is None:
-                raise ValueError(
-                    f"the contradicting stream has fewer samples of kind {kind!r} than the stream"
-                )
+                raise ValueError(f"the contradicting stream has fewer samples of kind {kind!r} than the stream")
             waiting[found.channel if kind == "reading" else ""].append(found)
         return waiting[channel].popleft()
 
