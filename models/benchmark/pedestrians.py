@@ -166,7 +166,7 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
 
 
 def _strange(engine: Engine, films: Sequence[U8], clips: Sequence[Clip]) -> list[F32]:
-    """How unlike anything in the normal films each frame is: heat and embedding, both in units of the normal films."""
+    """How unlike anything in the normal films each frame is: heat and embedding, in units of those films."""
     known = [_sparse(engine, film) for film in films]
     heat = np.concatenate([oneclass.hottest(outputs["heat"]) for outputs in known])
     memory = [_direction(outputs["embedding"]) for outputs in known]

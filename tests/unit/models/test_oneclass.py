@@ -1,0 +1,115 @@
+"""Pseudo-anomalies: what they mark, what they leave alone; and the score that is made of a heat map."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
+
+from models import oneclass  # noqa: E402
+from models.data import cutouts  # noqa: E402
+from models.data.cutouts import Cutouts, Size  # noqa: E402
+
+HEIGHT, WIDTH = 48, 64
+SMALL = Size(area=(20, 400), width=(3, 30), height=(5, 30))
+
+
+def walkers(count: int = 40, seed: int = 0) -> np.ndarray:
+    """Two dark figures that cross a textured, colourless ground, one pixel a frame: uint8 (count, H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(110, 130, (HEIGHT, WIDTH)).astype(np.uint8)
+    frames = np.repeat(ground[None], count, 0)
+    for t in range(count):
+        for row, start, step in ((10, 4, 1), (26, 55, -1)):
+            x = (start + step * t) % (WIDTH - 6)
+            frames[t, row : row + 12, x : x + 5] = 30 + 10 * (t % 3)
+    return frames[..., None].repeat(3, 3)
+
+
+@pytest.fixture(scope="module")
+def made() -> Cutouts:
+    return Cutouts.of([walkers(40, 0), walkers(40, 0)], SMALL)
+
+
+def test_what_moves_is_found_and_what_stands_is_not(made):
+    film = made.films[0]
+    assert film.grey
+    assert 0.01 < film.moving[12:].mean() < 0.15
+    for blob in made.blobs:
+        assert blob.index >= cutouts.FIRST
+        assert film.moving[blob.index, blob.y : blob.y + blob.h, blob.x : blob.x + blob.w].any()
+
+
+def test_footage_in_which_nothing_moves_is_refused():
+    with pytest.raises(ValueError, match="moves"):
+        Cutouts.of([np.full((40, HEIGHT, WIDTH, 3), 90, np.uint8)], SMALL)
+
+
+@pytest.mark.parametrize("kind", sorted(set(cutouts.KINDS)))
+def test_every_kind_changes_the_picture_where_it_marks_it(made, kind):
+    rng = np.random.default_rng(3)
+    marked = 0
+    for _ in range(12):
+        sample = made.sample(rng, (kind,), odd=1.0, rush=0.0)
+        assert sample.views.shape == (3, HEIGHT, WIDTH, 3)
+        assert set(np.unique(sample.odd)) <= {0.0, 1.0}
+        # No colour where the world has none: it would tell the paste.
+        assert int(np.ptp(sample.views.astype(int), -1).max()) <= 1
+        marked += int(sample.odd.any())
+    assert marked >= 3
+
+
+def test_unchanged_pastes_are_not_marked(made):
+    rng = np.random.default_rng(4)
+    assert not any(made.sample(rng, (), rush=0.0).odd.any() for _ in range(10))
+
+
+def test_a_film_that_is_played_too_fast_marks_what_moves_and_nothing_else(made):
+    sample = made.sample(np.random.default_rng(5), rush=1.0)
+    assert (sample.odd == 1).any()
+    rows = np.flatnonzero((sample.odd == 1).any(1))
+    # The two walk in rows 10-21 and 26-37; a blur of some pixels lies around them.
+    assert rows.min() >= 10 - 4
+    assert rows.max() <= 37 + 4
+
+
+def test_equal_seeds_give_equal_batches(made):
+    one, two, other = (next(oneclass.batches(made, 3, seed, size=(32, 48))) for seed in (1, 1, 2))
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[0], other[0])
+    assert one[0].shape == (3, 5, 32, 48)
+    assert one[1].shape == (3, 4, 6)
+
+
+def test_cells_say_nothing_where_little_is_odd():
+    odd = np.zeros((16, 16), np.float32)
+    odd[:8, :8] = 1.0
+    odd[0, 8:16] = 1.0
+    odd[8:, :8] = -1.0
+    assert oneclass.cells_of(odd).tolist() == [[1.0, -1.0], [-1.0, 0.0]]
+
+
+def test_unknown_cells_teach_nothing():
+    heat = torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    cells = torch.tensor([[[1.0, -1.0], [0.0, -1.0]]])
+    oneclass.cell_loss(heat, cells).backward()
+    assert heat.grad[0, :, 1].abs().max() == 0
+    assert heat.grad[0, 0, 0] < 0 < heat.grad[0, 1, 0]
+
+
+def test_the_score_is_the_hottest_neighbourhood_and_a_border_is_no_shelter():
+    heat = np.full((2, 4, 5), -8.0, np.float32)
+    heat[0, 1:4, 1:4] = 2.0  # nine cells
+    heat[1, 2, 2] = 10.0  # one
+    assert oneclass.hottest(heat).tolist() == pytest.approx([2.0, -5.0])
+    # Zeros beyond the border would have given −8 * 4 / 9.
+    assert oneclass.hottest(np.full((1, 3, 3), -8.0, np.float32)).tolist() == [-8.0]
+
+
+def test_a_followed_score_looks_back_only():
+    scores = np.array([0, 0, 1, 0, 0], np.float32)
+    smooth = oneclass.followed(scores, 0.5)
+    assert smooth.tolist() == [0.0, 0.0, 0.5, 0.25, 0.125]
+    assert oneclass.followed(scores[:3], 0.5).tolist() == smooth[:3].tolist()
