@@ -20,18 +20,17 @@ from models import bundle, calibrate, card, evaluate
 from models.config import SOUNDS, Preset
 from models.data import logs, pictures, site, sounds
 from models.data.compose import Composer, Windows
-from models.data.listening import padded
+from models.data.listening import listen, padded
 from models.data.records import SPLITS, Clip, Corpus, Split
 from models.data.staging import Stage
 from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
 from models.export import export
-from models.hearing import Told, train_audio
 from models.network import Network, build
 from models.progress import tracked
 from models.quantise import QUANTISED, Layers, quantise
 from models.runtime import INPUT
-from models.train import deterministic, train_fusion, train_sensors, train_vision
+from models.train import Ear, deterministic, train_audio, train_fusion, train_sensors, train_vision
 
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
@@ -86,7 +85,13 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
         for picture in site.pictures(place, preset.site_pictures, rng)
     ]
     train_vision(network.vision, preset, parts.stage, staged, seed)
-    train_audio(network.audio, preset, [_told(clip) for clip in parts.clips], seed)
+    heard = listen(parts.clips, preset.audio_spec)
+    ear = Ear(
+        [h for h in heard if h.clip.source == "sesa"],
+        [h for h in heard if h.clip.source == "esc10"],
+        [h for h in heard if h.clip.source == "simulated"],
+    )
+    train_audio(network.audio, preset, ear, seed)
     felt = [
         (site.window(place.site, begin_s, preset), QUIET if not wrong else 0.98)
         for place in parts.places
@@ -94,10 +99,6 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
     ]
     tables = [table for table in parts.corpus.tables if table.split == "train"]
     train_sensors(network.sensors, preset, tables, felt, seed)
-
-
-def _told(clip: Clip) -> Told:
-    return Told(clip.source, clip.label, clip.kind, clip.pcm)
 
 
 def export_encoders(network: Network, preset: Preset, parts: Parts, out: Path, seed: int) -> dict[str, Layers]:
