@@ -29,6 +29,22 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the head fuses; what each choice is worth stands in docs/explanation/ablations.md."""
+
+    block: str = "hybrid"  #: one of `models.fusion.BLOCKS`
+    #: each modality's own score in the fused one: gated and added to the block's, left out, alone, or as a plain mean
+    evidence: Literal["gated", "none", "alone", "mean"] = "gated"
+    #: modalities keep spaces of their own, or share one by a common layer
+    space: Literal["separate", "shared"] = "separate"
+    learned_tokens: bool = True  #: in the place of what is missing; else zeros
+    width: int = 32
+    rank: int = 8
+    #: objectives beside the supervised one, each with its weight: names of `models.train.TERMS`
+    terms: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Where and how a training runs; what it learns does not depend on it, but for precision and rounding."""
 
@@ -58,8 +74,7 @@ class Preset:
     vision_channels: tuple[int, int, int] = (16, 32, 64)
     audio_channels: tuple[int, ...] = (16, 32, 64, 128)
     sensor_width: int = 32
-    fusion_width: int = 32
-    fusion_rank: int = 8
+    head: Fusion = Fusion()
     vision: Schedule = Schedule(steps=900, batch=16, rate=2e-3, decay=0.01)
     audio: Schedule = Schedule(steps=600, batch=48, rate=2e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)

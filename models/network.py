@@ -58,7 +58,7 @@ class SensorGraph(nn.Module):
 
 def fusion_head(preset: Preset) -> FusionHead:
     """An untrained head of the preset's shape."""
-    return FusionHead(preset.history, preset.embedding, preset.fusion_width, preset.fusion_rank, len(CLASSES))
+    return FusionHead(preset.history, preset.embedding, preset.head, len(CLASSES))
 
 
 @dataclass
