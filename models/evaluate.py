@@ -13,10 +13,10 @@ from edge_agent.contract.event import MODALITIES
 from edge_agent.core import prepare
 from edge_agent.core.records import F32, I16, Engine
 from models.config import Preset
-from models.data import logs, pictures, sounds
+from models.data import sets
 from models.data.compose import SHOWN, Composer, Windows
 from models.data.listening import padded
-from models.data.records import Clip
+from models.data.records import NORMAL
 from models.data.traces import minute
 from models.metrics import auc, average_precision, interval
 
@@ -51,9 +51,11 @@ Scored = tuple[NDArray[Any], NDArray[Any], Sequence[str] | None]
 
 def _stills(engine: Engine, preset: Preset, root: Path) -> Scored:
     label, score = [], []
-    for picture, fire in pictures.fire_stills(root):
+    for still in sets.fire_images(root):
+        assert still.pictures is not None
+        _, _, picture = next(still.pictures.stream())
         output = engine.run("vision", [{"frames": prepare.still(picture, preset.vision_spec)}])[0]
-        label.append(fire)
+        label.append(int(still.label == "fire"))
         score.append(float(output["logit"]))
     return np.array(label), np.array(score), None
 
@@ -70,25 +72,25 @@ def clip_logit(engine: Engine, preset: Preset, pcm: I16) -> float:
 
 
 def _threats(engine: Engine, preset: Preset, root: Path) -> Scored:
-    clips: list[Clip] = [c for c in sounds.sesa(root, preset.audio_spec.rate_hz) if c.split == "dev"]
-    score = np.array([clip_logit(engine, preset, clip.pcm) for clip in clips])
-    return np.array([int(clip.label != "casual") for clip in clips]), score, [clip.group for clip in clips]
+    clips = [c for c in sets.sesa(root) if c.split == "dev"]
+    score = np.array([clip_logit(engine, preset, clip.pcm(preset.audio_spec.rate_hz)) for clip in clips])
+    return np.array([int(clip.label != NORMAL) for clip in clips]), score, [clip.group for clip in clips]
 
 
 def _background(engine: Engine, preset: Preset, root: Path) -> dict[str, Any]:
-    clips = [c for c in sounds.esc10(root, preset.audio_spec.rate_hz) if c.split == "dev"]
-    score = np.array([clip_logit(engine, preset, clip.pcm) for clip in clips])
+    clips = [c for c in sets.esc10(root) if c.split == "dev" and c.label != "fire_crackling"]
+    score = np.array([clip_logit(engine, preset, clip.pcm(preset.audio_spec.rate_hz)) for clip in clips])
     return {"share": round(float((score > 0).mean()), 4), "n": len(clips)}
 
 
 def _offices(engine: Engine, preset: Preset, root: Path, seed: int) -> Scored:
     rng = np.random.default_rng([seed, 32])
-    table = next(t for t in logs.occupancy(root) if t.split == "dev")
+    table = next(t for t in sets.occupancy(root) if t.split == "dev").log()
     step_s = preset.step_ms / 1000
-    windows = [minute(rng, table, row, preset.sensor_spec, step_s) for row in range(len(table.rows))]
+    windows = [minute(rng, table, row, preset.sensor_spec, step_s) for row in range(len(table.time_s))]
     score = np.array([float(o["logit"]) for o in engine.run("sensors", [{"readings": w} for w in windows])])
     # Neighbouring minutes are one another's copies: an hour is drawn as one.
-    return np.array(table.labels), score, [str(row // 60) for row in range(len(windows))]
+    return table.wrong, score, [str(row // 60) for row in range(len(windows))]
 
 
 def composed(engine: Engine, composer: Composer, seed: int) -> dict[str, Any]:

@@ -18,19 +18,21 @@ from edge_agent.core.records import F32, Engine
 from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card, evaluate
 from models.config import SOUNDS, Preset
-from models.data import logs, pictures, site, sounds
+from models.data import site
 from models.data.compose import Composer, Windows
-from models.data.listening import listen, padded
-from models.data.records import SPLITS, Clip, Corpus, Split
+from models.data.corpus import Corpus, read_corpus
+from models.data.listening import padded
+from models.data.records import SPLITS, Recording, Split
 from models.data.staging import Stage
 from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
 from models.export import export
+from models.hearing import Told, train_audio
 from models.network import Network, build
 from models.progress import tracked
 from models.quantise import QUANTISED, Layers, quantise
 from models.runtime import INPUT
-from models.train import Ear, deterministic, train_audio, train_fusion, train_sensors, train_vision
+from models.train import deterministic, train_fusion, train_sensors, train_vision
 
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
@@ -44,21 +46,7 @@ class Parts:
     corpus: Corpus
     stage: Stage
     places: list[site.Place]
-    clips: list[Clip]  #: recorded, and heard at the simulated sites
-
-
-def read_corpus(root: Path | None, preset: Preset) -> Corpus:
-    """All recorded sets whose licence lets the weights ship; an empty corpus for None."""
-    if root is None:
-        return Corpus()
-    rate_hz, spec = preset.audio_spec.rate_hz, preset.vision_spec
-    return Corpus(
-        clips=(*sounds.esc10(root, rate_hz), *sounds.sesa(root, rate_hz)),
-        footage=tuple(pictures.normal_footage(root, spec)),
-        fires=tuple(pictures.fire_footage(root, spec)),
-        tables=(*logs.occupancy(root), *logs.ambient(root)),
-        sets=("esc10", "sesa", "sample_videos", "fire_video", "occupancy", "nab"),
-    )
+    clips: list[Recording]  #: recorded, and heard at the simulated sites
 
 
 def gather(corpus: Corpus, preset: Preset, split: Split, seed: int) -> Parts:
@@ -85,20 +73,18 @@ def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) ->
         for picture in site.pictures(place, preset.site_pictures, rng)
     ]
     train_vision(network.vision, preset, parts.stage, staged, seed)
-    heard = listen(parts.clips, preset.audio_spec)
-    ear = Ear(
-        [h for h in heard if h.clip.source == "sesa"],
-        [h for h in heard if h.clip.source == "esc10"],
-        [h for h in heard if h.clip.source == "simulated"],
-    )
-    train_audio(network.audio, preset, ear, seed)
+    train_audio(network.audio, preset, [_told(clip, preset.audio_spec.rate_hz) for clip in parts.clips], seed)
     felt = [
         (site.window(place.site, begin_s, preset), QUIET if not wrong else 0.98)
         for place in parts.places
         for begin_s, wrong in site.felt(place, rng, 40)
     ]
-    tables = [table for table in parts.corpus.tables if table.split == "train"]
+    tables = [table.log() for table in parts.corpus.tables if table.split == "train"]
     train_sensors(network.sensors, preset, tables, felt, seed)
+
+
+def _told(clip: Recording, rate_hz: int) -> Told:
+    return Told(clip.source, clip.label, clip.facts.get("kind", ""), clip.pcm(rate_hz))
 
 
 def export_encoders(network: Network, preset: Preset, parts: Parts, out: Path, seed: int) -> dict[str, Layers]:
@@ -125,7 +111,7 @@ def _calibration(name: str, preset: Preset, parts: Parts, rng: np.random.Generat
         return [parts.stage.picture(parts.stage.script(rng, kinds[i % 3])).frames for i in range(count)]  # type: ignore[arg-type]
     found: list[NDArray[Any]] = []
     for index in rng.integers(0, len(parts.clips), count):
-        pcm = padded(parts.clips[int(index)].pcm, preset.audio_spec)
+        pcm = padded(parts.clips[int(index)].pcm(preset.audio_spec.rate_hz), preset.audio_spec)
         start = int(rng.integers(0, len(pcm) - preset.audio_spec.samples + 1))
         found.append(pcm[start : start + preset.audio_spec.samples])
     return found
@@ -146,7 +132,7 @@ def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer
 
     maker = TrackMaker(preset, encode, np.random.default_rng([seed, 23, parts.split == "dev"]))
     count = preset.tracks if parts.split == "train" else max(preset.tracks // 2, 2)
-    tables = [table for table in parts.corpus.tables if table.split == parts.split]
+    tables = [table.log() for table in parts.corpus.tables if table.split == parts.split]
     trios = [
         trio
         for place in tracked(f"{parts.split} sites", parts.places)
@@ -203,7 +189,7 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
     begin = time.monotonic()
     deterministic(seed)
     out.mkdir(parents=True, exist_ok=True)
-    corpus = read_corpus(root, preset)
+    corpus = read_corpus(root)
     parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
     network = build(preset, seed)
     train_encoders(network, preset, parts["train"], seed)

@@ -7,7 +7,6 @@ same machine gives the same weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, U8
-from models import augment
-from models.config import ALONE, SOUNDS, Preset, Run, Schedule
+from models.config import ALONE, Preset, Run, Schedule
 from models.data.compose import Composer, Windows
-from models.data.listening import Heard, cut, frames_of
-from models.data.records import Table
+from models.data.media import Log
 from models.data.staging import Picture, Stage, Wrong
 from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
 from models.fusion import FusionHead
-from models.network import AudioGraph, SensorGraph, VisionGraph
+from models.network import SensorGraph, VisionGraph
 
 #: How often a staged picture holds nothing, a fire, something odd.
 _VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
@@ -130,67 +127,8 @@ def _turned(rng: np.random.Generator, picture: Picture) -> tuple[U8, F32]:
     return table[frames], np.ascontiguousarray(cells)
 
 
-@dataclass(frozen=True)
-class Ear:
-    """Sounds to train on: threats with their casual counterparts, everyday background, simulated site."""
-
-    threats: list[Heard]
-    background: list[Heard]
-    simulated: list[Heard]
-
-
-#: Weight of everyday background as a negative: false alarms there fall from 0.3 to below 0.05; a larger one
-#: costs accuracy under noise.
-_BACKGROUND_WEIGHT = 0.12
-
-
-def train_audio(graph: AudioGraph, preset: Preset, ear: Ear, seed: int) -> None:
-    """Sounds by name, from recordings mixed in mel power; background and the simulated site as negatives."""
-    encoder = graph.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def loss(x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        _, sounds, _ = encoder(x.contiguous(memory_format=torch.channels_last))
-        smooth = target * 0.95 + 0.05 / len(SOUNDS)
-        return -(smooth * F.log_softmax(sounds, 1)).sum(1).mul(weight).sum() / preset.audio.batch
-
-    fit("audio", graph, preset.audio, _audio_batches(ear, preset, seed), loss, run=preset.run)
-
-
-def _audio_batches(ear: Ear, preset: Preset, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    rng = np.random.default_rng([seed, 12])
-    frames, batch = frames_of(preset.audio_spec), preset.audio.batch
-    threats = ear.threats or ear.simulated
-    counts = {label: sum(h.clip.label == label for h in threats) for label in SOUNDS}
-    odds = np.array([counts[h.clip.label] ** -0.5 for h in threats])
-    odds /= odds.sum()
-    casual = [h for h in threats if h.clip.label == "casual"]
-    background = ear.background or casual
-    parts = [(threats, odds, batch, 1.0), (background, None, batch // 2, _BACKGROUND_WEIGHT * 2)]
-    if ear.simulated and ear.threats:
-        parts.append((ear.simulated, None, batch // 4, 0.5))
-    while True:
-        inputs, targets, weights = [], [], []
-        for clips, chances, count, weight in parts:
-            chosen = [clips[i] for i in rng.choice(len(clips), count, p=chances)]
-            power = cut(chosen, frames, rng, 0.7)
-            target = F.one_hot(torch.tensor([SOUNDS.index(h.clip.label) for h in chosen]), len(SOUNDS)).float()
-            power, target = augment.mix_up(power, target, rng)
-            noise = [*_draw(background, (count + 1) // 2, rng), *_draw(casual, count // 2, rng)]
-            power = augment.add_noise(power, cut(noise, frames, rng, 0.2), rng, snr_db=(-6, 20), share=0.6)
-            noisy = augment.coloured_noise(count, frames, rng)
-            power = augment.add_noise(power, noisy, rng, snr_db=(3, 30), share=0.3)
-            inputs.append(augment.heard(power, rng))
-            targets.append(target)
-            weights.append(torch.full((count,), weight))
-        yield torch.cat(inputs), torch.cat(targets), torch.cat(weights)
-
-
-def _draw(clips: list[Heard], count: int, rng: np.random.Generator) -> list[Heard]:
-    return [clips[int(i)] for i in rng.integers(0, len(clips), count)]
-
-
 def train_sensors(
-    graph: SensorGraph, preset: Preset, tables: list[Table], simulated: list[tuple[F32, float]], seed: int
+    graph: SensorGraph, preset: Preset, tables: list[Log], simulated: list[tuple[F32, float]], seed: int
 ) -> None:
     """Generated traces, recorded minutes (presence is weak evidence) and windows of the simulated site."""
     pool = [*_sensor_pool(preset, tables, seed), *simulated]
@@ -208,19 +146,19 @@ def train_sensors(
     fit("sensors", graph, preset.sensors, batches(), loss, run=preset.run)
 
 
-def _sensor_pool(preset: Preset, tables: list[Table], seed: int) -> list[tuple[F32, float]]:
+def _sensor_pool(preset: Preset, tables: list[Log], seed: int) -> list[tuple[F32, float]]:
     """(window, target): as many as four batches' worth per ten steps, so that each is seen a few times."""
     rng = np.random.default_rng([seed, 14])
     steps, step_s = preset.sensor_spec.steps, preset.step_ms / 1000
-    offices = [table for table in tables if max(table.labels) >= 0]
+    offices = [table for table in tables if table.wrong.max() >= 0]
     found: list[tuple[F32, float]] = []
     for _ in range(preset.sensors.steps * preset.sensors.batch // 8):
         draw = rng.random()
         if offices and draw < 0.25:
             office = offices[int(rng.integers(len(offices)))]
-            here = np.flatnonzero(np.array(office.labels) == int(rng.random() < 0.5))
+            here = np.flatnonzero(office.wrong == int(rng.random() < 0.5))
             row = int(here[int(rng.integers(len(here)))])
-            target = PRESENCE if office.labels[row] else QUIET
+            target = PRESENCE if office.wrong[row] else QUIET
             found.append((minute(rng, office, row, preset.sensor_spec, step_s), target))
             continue
         wrong = str(rng.choice(WRONG)) if draw > 0.6 else None

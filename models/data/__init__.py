@@ -1,1 +1,1 @@
-"""Readers of the recorded sets, generators of simulated parts, and the composition of episodes from both."""
+"""Readers of recorded sets, generators of simulated parts, and the composition of episodes from both."""

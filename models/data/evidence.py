@@ -18,7 +18,7 @@ from edge_agent.core import prepare
 from edge_agent.core.records import F32, I16, U8, Engine, SensorStep
 from edge_agent.errors import ConfigError
 from models.config import Preset
-from models.data.pictures import small
+from models.data.media import small
 
 #: Longest clip that is read, and how often a picture of it is kept.
 _LONGEST_S, _PERIOD_S = 120.0, 0.1

@@ -14,7 +14,7 @@ from edge_agent.contract.event import Modality
 from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core.records import I16, U8
 from edge_agent.errors import ConfigError
-from models.data.media import Log, Pictures, Readings, Sound, rows
+from models.data.media import Box, Log, Pictures, Readings, Sound
 
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
@@ -68,6 +68,10 @@ class Recording:
             raise ConfigError(f"{self.source}/{self.item} holds no pictures")
         return self.pictures.frames(spec)
 
+    def marks(self, spec: VisionSpec) -> list[tuple[Box, ...]]:
+        """The boxes of each of `frames`; none where nobody boxed."""
+        return [] if self.pictures is None else self.pictures.marks(spec)
+
     def log(self) -> Log:
         """Its sensor rows; ConfigError if there are none."""
         if self.readings is None:
@@ -83,52 +87,6 @@ class Recording:
             return np.full(len(times), int(self.label != NORMAL), np.int8)
         inside = [(span.start_s <= times) & (times < span.end_s) for span in self.spans]
         return np.asarray(np.any(inside, axis=0), np.int8)
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A recorded sound: int16 mono at the rate of the model's audio specification."""
-
-    source: str  #: name of the set
-    split: Split
-    group: str  #: clips of one group are one recording: they never stand in two splits
-    label: str  #: one of `config.SOUNDS`
-    pcm: I16
-
-
-@dataclass(frozen=True, slots=True)
-class Footage:
-    """A recorded picture sequence: uint8 (n, H, W, 3) RGB at 10 frames a second, in the model's size."""
-
-    name: str
-    split: Split
-    frames: U8
-    #: Of each frame, boxes (x0, y0, x1, y1) in 0..1 that hold fire; empty where nobody boxed.
-    boxes: tuple[tuple[tuple[float, float, float, float], ...], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A recorded sensor log: one row per reading, values in the units of `config.UNITS`."""
-
-    name: str
-    split: Split
-    rows: tuple[dict[str, float], ...]  #: quantity → value
-    labels: tuple[int, ...]  #: 1: someone is there; −1: nothing is said
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """All recorded parts that may train what ships. Empty where there is no data root."""
-
-    clips: tuple[Clip, ...] = ()
-    footage: tuple[Footage, ...] = ()
-    fires: tuple[Footage, ...] = ()
-    tables: tuple[Table, ...] = ()
-    sets: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        check_groups((clip.source + "/" + clip.group, clip.split) for clip in self.clips)
 
 
 def check_groups(members: Iterable[tuple[str, str]]) -> None:
@@ -150,19 +108,3 @@ def folder(root: Path, name: str) -> Path:
             "`--data none` to train on simulated parts alone"
         )
     return path
-
-
-__all__ = [
-    "NORMAL",
-    "SPLITS",
-    "Clip",
-    "Corpus",
-    "Footage",
-    "Recording",
-    "Span",
-    "Split",
-    "Table",
-    "check_groups",
-    "folder",
-    "rows",
-]

@@ -12,7 +12,8 @@ from edge_agent.core import prepare
 from edge_agent.core.records import F32, I16, U8, SensorStep
 from edge_agent.simulate import Episode, Site, quiet, schedule
 from models.config import CLASSES, SOUNDS, Preset
-from models.data.records import Clip, Split
+from models.data.media import Sound
+from models.data.records import Recording, Split
 from models.data.staging import Picture, Wrong, cells_of
 from models.frontend import SENSOR_SCALE
 
@@ -143,24 +144,28 @@ def _wrong(label: str) -> Wrong:
     return "fire" if label == "fire" else "odd"
 
 
-def clips(place: Place, split: Split) -> Iterator[Clip]:
+def clips(place: Place, split: Split) -> Iterator[Recording]:
     """What is heard of each episode while it can be heard, and what is heard between them."""
     site = place.site
-    group = str(site.seed)
     last_s = 0.0
     for episode in site.episodes:
         if episode.start_s - last_s > 4.0:
-            yield Clip("simulated", split, group, "casual", _span(site, last_s + 0.5, episode.start_s - 0.5))
+            yield _clip(site, split, "casual", _span(site, last_s + 0.5, episode.start_s - 0.5))
         last_s = episode.end_s + _UNCLEAR_S
         if "audio" not in episode.modalities:
             continue
         if not episode.anomalous:
-            yield Clip("simulated", split, group, "casual", _span(site, episode.start_s, episode.end_s))
+            yield _clip(site, split, "casual", _span(site, episode.start_s, episode.end_s))
             continue
         label = episode.label if episode.label in SOUNDS else "other"
         for t_s in np.arange(episode.start_s + 0.5, episode.end_s + 0.5, 0.5):
             if place.label("audio", float(t_s)) == episode.label:
-                yield Clip("simulated", split, group, label, pcm(site, float(t_s), place.preset))
+                yield _clip(site, split, label, pcm(site, float(t_s), place.preset))
+
+
+def _clip(site: Site, split: Split, label: str, heard: I16) -> Recording:
+    sound = Sound(held=heard, held_hz=site.rate_hz)
+    return Recording("simulated", f"site {site.seed}", split, str(site.seed), label, sound=sound, ships=True)
 
 
 def moments(place: Place, begin_s: float, steps: int) -> Iterator[Moment]:

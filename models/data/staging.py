@@ -18,7 +18,7 @@ from edge_agent.core import prepare
 from edge_agent.core.records import F32, U8
 from models.data import flames
 from models.data.flames import Layer, Rng
-from models.data.records import Footage
+from models.data.records import Recording
 
 Wrong = Literal["nothing", "fire", "odd"]
 STRIDE = 8  #: pixels of one cell of the heat map
@@ -43,7 +43,7 @@ class Picture:
 class Script:
     """What a staged picture keeps over the steps of one track: where it is filmed and what goes wrong."""
 
-    film: Footage  #: a made-up still is a film of one frame
+    film: U8  #: (n, H, W, 3); a made-up still is a film of one frame
     start: int
     flip: bool
     zoom: tuple[float, float, float]
@@ -57,31 +57,33 @@ class Script:
 class Stage:
     """Makes pictures of one split. `moments_ms` are the model's two looks back."""
 
-    footage: Sequence[Footage]
-    fires: Sequence[Footage]
+    footage: Sequence[Recording]
+    fires: Sequence[Recording]
     spec: VisionSpec
     seed: int
     made_up: int = 200  #: stills to make up
-    stills: list[Footage] = field(default_factory=list)
+    stills: list[U8] = field(default_factory=list)
+    films: list[U8] = field(default_factory=list)  #: the footage, decoded
     cutouts: list[Layer] = field(default_factory=list)
     people: list[Layer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng([self.seed, 1])
         self.stills = [self._still(rng) for _ in range(self.made_up)]
-        self.cutouts = [layer for film in self.fires for layer in _burning(rng, film)]
-        self.people = [layer for film in self.footage for layer in _moving(rng, film)]
+        self.films = [film.frames(self.spec) for film in self.footage]
+        self.cutouts = [layer for film in self.fires for layer in _burning(film, self.spec)]
+        self.people = [layer for film in self.films for layer in _moving(film)]
 
     def script(self, rng: Rng, wrong: Wrong, *, filmed: float | None = None) -> Script:
         """A random scene; `filmed` is how often it is filmed rather than made up."""
-        if self.footage and rng.random() < (_FILMED if filmed is None else filmed):
-            film = self.footage[int(rng.integers(len(self.footage)))]
+        if self.films and rng.random() < (_FILMED if filmed is None else filmed):
+            film = self.films[int(rng.integers(len(self.films)))]
         else:
             index = int(rng.integers(len(self.stills)))
             if rng.random() < _RENEWED:
                 self.stills[index] = self._still(rng)
             film = self.stills[index]
-        start = int(rng.integers(3, max(len(film.frames), 4)))
+        start = int(rng.integers(3, max(len(film), 4)))
         zoom = rng.uniform(1.0, 1.8)
         gains = rng.uniform(0.55, 1.3) * rng.uniform(0.9, 1.1, 3)
         return Script(
@@ -95,8 +97,8 @@ class Stage:
             bool(rng.random() < 0.4),
         )
 
-    def _still(self, rng: Rng) -> Footage:
-        return Footage("still", "train", flames.still(rng, self.spec.height, self.spec.width)[None])
+    def _still(self, rng: Rng) -> U8:
+        return flames.still(rng, self.spec.height, self.spec.width)[None]
 
     def picture(self, script: Script, step: int = 0) -> Picture:
         """The scene of a script at its n-th step (500 ms apart)."""
@@ -115,7 +117,7 @@ class Stage:
         return Picture(frames, cells_of(cells), script.wrong)
 
     def _background(self, script: Script, step: int) -> F32:
-        film = script.film.frames
+        film = script.film
         # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
         last = len(film) - 1
         index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
@@ -213,12 +215,13 @@ def _bounce(index: int, last: int) -> int:
     return index if index <= last else 2 * last - index
 
 
-def _burning(rng: Rng, film: Footage) -> list[Layer]:
+def _burning(film: Recording, spec: VisionSpec) -> list[Layer]:
     """Cut-outs of the real fire, three frames each."""
     layers = []
-    height, width = film.frames.shape[1:3]
-    for index in range(3, len(film.frames), 4):
-        for x0, y0, x1, y1 in film.boxes[index] if index < len(film.boxes) else ():
+    frames, marks = film.frames(spec), film.marks(spec)
+    height, width = frames.shape[1:3]
+    for index in range(3, len(marks), 4):
+        for x0, y0, x1, y1 in marks[index]:
             left, top, right, bottom = (
                 int(x0 * width),
                 int(y0 * height),
@@ -227,7 +230,7 @@ def _burning(rng: Rng, film: Footage) -> list[Layer]:
             )
             if right - left < 8 or bottom - top < 8:
                 continue
-            part = film.frames[[index, index - 1, index - 3], top:bottom, left:right].astype(np.float32)
+            part = frames[[index, index - 1, index - 3], top:bottom, left:right].astype(np.float32)
             lead = part[..., 0] - part[..., 2]
             alpha = np.clip((lead - _FLAME_EDGE) / (_FLAME_CORE - _FLAME_EDGE), 0, 1) * (part[..., 0] > 175)
             if alpha[0].mean() > 0.06:
@@ -235,9 +238,8 @@ def _burning(rng: Rng, film: Footage) -> list[Layer]:
     return layers
 
 
-def _moving(rng: Rng, film: Footage) -> list[Layer]:
+def _moving(frames: U8) -> list[Layer]:
     """Cut-outs of what moves in normal film, one frame each (as three equal ones)."""
-    frames = film.frames
     ground = np.median(frames[:: max(len(frames) // 25, 1)], 0).astype(np.float32)
     layers = []
     for index in range(0, len(frames), max(len(frames) // 12, 1)):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_agent.config import QUANTITIES
 from edge_agent.contract.manifest import SensorSpec
 from edge_agent.core.records import F32
-from models.data.records import Table
+from models.data.media import Log
 
 Rng = np.random.Generator
 _INDEX = {name: index for index, name in enumerate(QUANTITIES)}
@@ -44,7 +44,7 @@ class Trace:
     active: NDArray[np.bool_]
 
 
-def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequence[Table] = ()) -> Trace:
+def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequence[Log] = ()) -> Trace:
     """A random site's sensors over `steps` steps; `wrong` (one of WRONG) begins in the second half."""
     t = np.arange(steps, dtype=np.float64) * step_s
     values = _ordinary(rng, t, tables)
@@ -62,15 +62,15 @@ def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequen
     return Trace(_reported(rng, values, t, kit, 2.0 if wrong else 70.0), active)
 
 
-def minute(rng: Rng, table: Table, row: int, spec: SensorSpec, step_s: float) -> F32:
+def minute(rng: Rng, table: Log, row: int, spec: SensorSpec, step_s: float) -> F32:
     """The window in which row `row` of a log with one row a minute is the newest: (3, channels, steps)."""
     out = np.zeros((3, len(spec.quantities), spec.steps), np.float32)
     age_s = float(rng.uniform(0.0, 60.0))
     ages = age_s - np.arange(spec.steps - 1, -1, -1) * step_s
-    for name in table.rows[row]:
+    now, before = table.row(row), table.row(max(row - 1, 0))
+    for name, value in now.items():
         channel = spec.quantities.index(name)
-        before = table.rows[max(row - 1, 0)][name]
-        out[0, channel] = np.where(ages >= 0, table.rows[row][name], before)
+        out[0, channel] = np.where(ages >= 0, value, before[name])
         out[1, channel] = np.where(ages >= 0, ages, ages + 60.0)
         out[2, channel] = 1.0
     return out
@@ -90,14 +90,14 @@ def _drift(rng: Rng, t: NDArray[np.float64], period_s: float) -> NDArray[np.floa
     return np.sin(2 * np.pi * (t / (period_s * rng.uniform(0.6, 2.0)) + rng.random()))
 
 
-def _ordinary(rng: Rng, t: NDArray[np.float64], tables: Sequence[Table]) -> dict[str, NDArray[np.float64]]:
+def _ordinary(rng: Rng, t: NDArray[np.float64], tables: Sequence[Log]) -> dict[str, NDArray[np.float64]]:
     def noise(size: float) -> NDArray[np.float64]:
         return rng.normal(0, size, len(t))
 
     level = {"temperature": rng.uniform(-5, 36), "humidity": rng.uniform(15, 92), "co2": 400 + rng.exponential(200)}
     if tables and rng.random() < 0.5:
         table = tables[int(rng.integers(len(tables)))]
-        level |= table.rows[int(rng.integers(len(table.rows)))]
+        level |= table.row(int(rng.integers(len(table.time_s))))
     light = float(np.exp(rng.uniform(0, 9.5)))
     return {
         "temperature": level["temperature"] + 0.4 * _drift(rng, t, 300) + noise(0.06),

@@ -14,7 +14,8 @@ from edge_agent.simulate import Site
 from models.config import CLASSES, Preset
 from models.data import site as simulated
 from models.data.compose import Track, Trio
-from models.data.records import Clip, Table
+from models.data.media import Log
+from models.data.records import Recording
 from models.data.staging import Stage, Wrong
 from models.data.traces import WRONG, trace
 from models.progress import tracked
@@ -75,7 +76,7 @@ class TrackMaker:
             frames = np.repeat(frozen[None], steps, 0)
         return Track(self.encode("vision", frames), np.zeros(steps, np.int8), "", "degraded")
 
-    def audio(self, clips: Sequence[Clip], count: int) -> list[Track]:
+    def audio(self, clips: Sequence[Recording], count: int) -> list[Track]:
         """Recorded threats over recorded background; background alone; a microphone that is dead or clipped."""
         threats = [clip for clip in clips if clip.label != "casual"]
         casual = [clip for clip in clips if clip.label == "casual"]
@@ -83,7 +84,7 @@ class TrackMaker:
         found = [self._heard(casual, threats, wrong) for wrong in tracked("audio tracks", plan)]
         return found + [self._deaf(index) for index in range(max(count // 6, 3))]
 
-    def _heard(self, casual: Sequence[Clip], threats: Sequence[Clip], wrong: bool) -> Track:
+    def _heard(self, casual: Sequence[Recording], threats: Sequence[Recording], wrong: bool) -> Track:
         spec = self.preset.audio_spec
         hop = spec.rate_hz * self.preset.step_ms // 1000
         sound = self._background(casual, spec.samples + hop * (self.steps - 1))
@@ -96,7 +97,7 @@ class TrackMaker:
             begin = on[0] * hop + spec.samples - hop
             end = min(begin + len(on) * hop, len(sound))
             level = np.abs(sound).mean() + 30
-            pcm = clip.pcm[: end - begin].astype(np.float32)
+            pcm = clip.pcm(spec.rate_hz)[: end - begin].astype(np.float32)
             gain = level / (np.abs(pcm).mean() + 1) * 10 ** (self.rng.uniform(0, 25) / 20)
             sound[begin : begin + len(pcm)] += pcm * min(gain, 32000 / (np.abs(pcm).max() + 1))
             heard = np.zeros(len(sound), np.float64)
@@ -117,14 +118,14 @@ class TrackMaker:
         share = held / max(float(held.max()), 1e-9)
         return np.where(share >= 0.1, 1, np.where(share > 0.001, -1, 0)).astype(np.int8)
 
-    def _background(self, casual: Sequence[Clip], length: int) -> F32:
+    def _background(self, casual: Sequence[Recording], length: int) -> F32:
         rate = self.preset.audio_spec.rate_hz
         slope = self.rng.uniform(0.0, 0.95)
         white = self.rng.normal(0, 1, length)
         sound = white if slope < 0.3 else np.convolve(white, slope ** np.arange(32), "same")
         sound = sound / np.abs(sound).mean() * np.exp(self.rng.uniform(np.log(3), np.log(300)))
         if casual and self.rng.random() < 0.8:
-            clip = casual[int(self.rng.integers(len(casual)))].pcm.astype(np.float64)
+            clip = casual[int(self.rng.integers(len(casual)))].pcm(rate).astype(np.float64)
             loop = np.resize(clip, length + rate)[int(self.rng.integers(0, rate)) :][:length]
             sound = sound + loop * 10 ** (self.rng.uniform(-24, 0) / 20)
         return np.asarray(sound, np.float32)
@@ -139,7 +140,7 @@ class TrackMaker:
             pcm += (hum * self.rng.uniform(500, 20000)).astype(np.int16)
         return Track(self.encode("audio", pcm), np.zeros(self.steps, np.int8), "", "degraded")
 
-    def sensors(self, tables: Sequence[Table], count: int) -> list[Track]:
+    def sensors(self, tables: Sequence[Log], count: int) -> list[Track]:
         """Generated traces over recorded levels, and sensors that are stuck or nearly all gone."""
         plan: list[str | None] = [*[None] * count, *(WRONG[i % len(WRONG)] for i in range(2 * count))]
         found = []
@@ -147,7 +148,7 @@ class TrackMaker:
             found.append(self._traced(tables, wrong, "normal" if wrong is None else "wrong"))
         return found + [self._traced(tables, None, "degraded") for _ in range(max(count // 6, 3))]
 
-    def _traced(self, tables: Sequence[Table], wrong: str | None, kind: str) -> Track:
+    def _traced(self, tables: Sequence[Log], wrong: str | None, kind: str) -> Track:
         steps, span = self.steps, self.preset.sensor_spec.steps
         made = trace(self.rng, span + 3 * steps, self.preset.step_ms / 1000, wrong, tables)
         begin = 0
