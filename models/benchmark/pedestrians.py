@@ -1,0 +1,209 @@
+"""UCSD Ped2: one fixed camera over a walkway; everything but walking is wrong. One-class: only normal clips train.
+
+The set gives no rate that can be trusted after re-encoding, and its labels count frames: frames are taken as 10 a
+second, one by one, so that the looks back of 100 and 300 ms are one and three frames.
+
+Scores are compared over all clips as they are. Rescaling each clip to 0..1, as is often done, needs the whole clip
+before its first score and gives every clip an anomaly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.manifest import VisionSpec
+from edge_agent.core import prepare
+from edge_agent.core.records import F32, U8, Engine
+from edge_agent.errors import ConfigError
+from models import oneclass
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
+from models.config import Preset, Schedule, preset
+from models.data.cutouts import BACK, Cutouts
+from models.data.media import Pictures, rows
+from models.data.records import folder
+from models.metrics import frame_auc_macro, frame_auc_micro
+from models.network import build
+from models.progress import tracked
+from models.runtime import Made, make, shipped_variants, through, variants
+
+NAME = "ucsd_ped2"
+#: Floor of the set: largest optical flow of a block against the training clips', nothing learnt.
+FLOOR = {"frame_auc_micro": 0.90}
+_RATE_HZ = 10.0
+_CALIBRATION = 128
+#: Every n-th frame of the normal clips makes the memory of the shipped bundle.
+_EVERY = 5
+_FILMS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A tested clip: frames uint8 (n, H, W, 3) in the model's size; labels (n,), 1 abnormal, −1 nothing is said."""
+
+    name: str
+    frames: U8
+    label: NDArray[np.int8]
+
+
+def recipe(roots: Roots, seed: int) -> Block:
+    """The product's vision graph, trained on pseudo-anomalies made of the normal clips. Minutes."""
+    shape = preset("first")
+    clips, notes = tested(roots.test, shape.vision_spec)
+    made = learned(normal(roots.train, shape.vision_spec), shape, oneclass.SCHEDULE, seed)
+    found = judged(variants(made, roots.engines), lambda engine: _judge(clips, _heat_scores(engine, clips)))
+    words = (
+        "one-class: trained on the normal training clips of the train root, tested on every test clip of the other"
+    )
+    baselines = {"frame difference": _judge(clips, [_difference(clip.frames) for clip in clips]).metrics}
+    return Block(found, _count(clips), words, baselines=baselines, notes=notes)
+
+
+def learned(films: Sequence[U8], shape: Preset, schedule: Schedule, seed: int) -> Made:
+    """The vision graph of `shape`, trained on normal `films` (n, H, W, 3) alone, exported and quantised."""
+    cutouts = Cutouts.of(films)
+    graph = build(shape, seed).vision
+    oneclass.train(graph, cutouts, schedule, seed)
+    rng = np.random.default_rng([seed, 52])
+    size = (shape.vision_spec.height, shape.vision_spec.width)
+    seen = [oneclass.window(rng, cutouts.sample(rng), size)[0] for _ in range(_CALIBRATION)]
+    return make(shape, {"vision": graph}, {"vision": seen})
+
+
+def normal(root: Path, spec: VisionSpec) -> list[U8]:
+    """Frames of every training clip under a root; ConfigError if there are none."""
+    base = folder(root, NAME) / "train"
+    paths = sorted(path for path in base.glob("*") if path.suffix.lower() in _FILMS)
+    if not paths:
+        raise ConfigError(f"no film in {base}: the normal clips that train are expected there")
+    return [_frames(path, spec) for path in tracked("normal clips", paths)]
+
+
+def tested(root: Path, spec: VisionSpec) -> tuple[list[Clip], list[str]]:
+    """Every labelled test clip that is there, and notes on what is not. ConfigError if none is."""
+    base = folder(root, NAME)
+    labels: dict[str, dict[int, int]] = {}
+    for row in rows(base / "test_frame_labels.csv"):
+        labels.setdefault(row["clip"], {})[int(row["frame"])] = int(row["abnormal"])
+    files = {path.stem: path for path in (base / "test").glob("*") if path.suffix.lower() in _FILMS}
+    there = [name for name in sorted(labels) if name in files]
+    if not there:
+        raise ConfigError(
+            f"none of the {len(labels)} clips of {base / 'test_frame_labels.csv'} is in {base / 'test'}"
+        )
+    clips, silent = [], 0
+    for name in tracked("test clips", there):
+        frames = _frames(files[name], spec)
+        label = np.array([labels[name].get(i, -1) for i in range(len(frames))], np.int8)
+        silent += len(labels[name]) - int((label >= 0).sum())
+        clips.append(Clip(name, frames, label))
+    notes = (
+        [f"{len(labels) - len(there)} clips of the table are not there: left out"] if len(there) < len(labels) else []
+    )
+    return clips, [*notes, f"{silent} labelled frames are not in their films: left out"] if silent else notes
+
+
+def _frames(path: Path, spec: VisionSpec) -> U8:
+    return Pictures(path, rate_hz=_RATE_HZ).frames(spec)
+
+
+def views(frames: U8, spec: VisionSpec) -> U8:
+    """(n, 5, H, W): the graph's input at every frame; before the third, the first stands for what is older."""
+    return np.stack([prepare.vision([frames[max(i - back, 0)] for back in BACK], spec) for i in range(len(frames))])
+
+
+def _heat_scores(engine: Engine, clips: Sequence[Clip]) -> list[F32]:
+    """Of each clip, the hottest neighbourhood of every frame, followed over time."""
+    return [oneclass.followed(oneclass.hottest(_outputs(engine, clip.frames)["heat"])) for clip in clips]
+
+
+def _outputs(engine: Engine, frames: U8) -> dict[str, F32]:
+    spec = VisionSpec(width=frames.shape[2], height=frames.shape[1])
+    return cast(dict[str, F32], through(engine, "vision", views(frames, spec)))
+
+
+def _difference(frames: U8) -> F32:
+    """The largest change of an 8x8 block within 300 ms: what needs no learning at all."""
+    luma = np.stack([prepare.luma(frame) for frame in frames]).astype(np.float32)
+    past = luma[np.maximum(np.arange(len(luma)) - BACK[2], 0)]
+    count, height, width = luma.shape
+    blocks = np.abs(luma - past).reshape(count, height // 8, 8, width // 8, 8).mean((2, 4))
+    return oneclass.followed(np.asarray(blocks.reshape(count, -1).max(1), np.float32))
+
+
+def _judge(clips: Sequence[Clip], scores: Sequence[F32]) -> Judged:
+    known = [clip.label >= 0 for clip in clips]
+    label = [clip.label[rows] for clip, rows in zip(clips, known, strict=True)]
+    score = [given[rows] for given, rows in zip(scores, known, strict=True)]
+    rows = [
+        Prediction("frame", f"{clip.name}:{index}", float(clip.label[index]), float(given[index]))
+        for clip, given in zip(clips, scores, strict=True)
+        for index in np.flatnonzero(clip.label >= 0)
+    ]
+    found = {"frame_auc_micro": frame_auc_micro(label, score), "frame_auc_macro": frame_auc_macro(label, score)}
+    return Judged(found, rows)
+
+
+def _count(clips: Sequence[Clip]) -> int:
+    return sum(int((clip.label >= 0).sum()) for clip in clips)
+
+
+def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
+    """The shipped vision graph and a memory of the normal clips: nothing is trained."""
+    shape = preset("first")
+    clips, notes = tested(roots.test, shape.vision_spec)
+    films = normal(roots.train, shape.vision_spec)
+    found = judged(
+        shipped_variants(shipped, roots.engines), lambda engine: _judge(clips, _strange(engine, films, clips))
+    )
+    words = "shipped weights; a memory of the normal training clips of the train root, tested on every test clip"
+    return Block(found, _count(clips), words, notes=notes)
+
+
+def _strange(engine: Engine, films: Sequence[U8], clips: Sequence[Clip]) -> list[F32]:
+    """How unlike anything in the normal films each frame is: heat and embedding, in units of those films."""
+    known = [_sparse(engine, film) for film in films]
+    heat = np.concatenate([oneclass.hottest(outputs["heat"]) for outputs in known])
+    memory = [_direction(outputs["embedding"]) for outputs in known]
+    # Each film against all others: what is in the memory is at no distance from itself.
+    apart = [
+        _distance(own, np.concatenate([*memory[:i], *memory[i + 1 :]])) if len(memory) > 1 else _distance(own, own)
+        for i, own in enumerate(memory)
+    ]
+    all_apart, whole = np.concatenate(apart), np.concatenate(memory)
+    scores = []
+    for clip in clips:
+        outputs = _outputs(engine, clip.frames)
+        hot = _standard(oneclass.hottest(outputs["heat"]), heat)
+        far = _standard(_distance(_direction(outputs["embedding"]), whole), all_apart)
+        scores.append(oneclass.followed(np.asarray(hot + far, np.float32)))
+    return scores
+
+
+def _sparse(engine: Engine, film: U8) -> dict[str, F32]:
+    spec = VisionSpec(width=film.shape[2], height=film.shape[1])
+    return cast(dict[str, F32], through(engine, "vision", views(film, spec)[BACK[2] :: _EVERY]))
+
+
+def _direction(embedding: F32) -> F32:
+    return np.asarray(embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+def _distance(rows: F32, memory: F32, nearest: int = 3) -> F32:
+    """(n,) mean cosine distance to the nearest of a memory (m, D)."""
+    near = np.sort(rows @ memory.T, axis=1)[:, -nearest:]
+    return np.asarray(1 - near.mean(1), np.float32)
+
+
+def _standard(values: F32, normal: F32) -> F32:
+    """In units of the spread of normal values above their median."""
+    middle, high = np.quantile(normal, (0.5, 0.95))
+    return np.asarray((values - middle) / max(float(high - middle), 1e-6), np.float32)
+
+
+SETS = {"ped2": Task(recipe, bundle, FLOOR)}
