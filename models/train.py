@@ -22,6 +22,7 @@ from models.data.staging import Picture, Stage, Wrong
 from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
 from models.fusion import FusionHead
 from models.network import SensorGraph, VisionGraph
+from models.terms import Batch, Learner, supervised
 
 #: How often a staged picture holds nothing, a fire, something odd.
 _VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
@@ -171,37 +172,35 @@ def _sensor_pool(preset: Preset, tables: list[Log], seed: int) -> list[tuple[F32
     return found
 
 
-def train_fusion(head: FusionHead, preset: Preset, composer: Composer, seed: int) -> None:
-    """The head on windows drawn from cached embeddings."""
+def train_fusion(
+    head: FusionHead, preset: Preset, composer: Composer, seed: int, teacher: FusionHead | None = None
+) -> None:
+    """The head on windows drawn from cached embeddings, by the objectives of the preset."""
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
         rng = np.random.default_rng([seed, 15])
         while True:
             yield fusion_batch(composer.draw(rng, preset.fusion.batch))
 
-    fit("fusion", head, preset.fusion, batches(), lambda *batch: fusion_loss(head, batch), run=preset.run)
+    learner = Learner(head, preset.head.terms, preset.head.width, teacher)
+    fit("fusion", learner, preset.fusion, batches(), learner.loss, run=preset.run)
 
 
-def fusion_batch(windows: Windows) -> tuple[Tensor, ...]:
-    """Windows as tensors: vision, audio, sensors, mask, wrong, own, classes."""
+def fusion_batch(windows: Windows) -> Batch:
+    """Windows as tensors."""
     arrays = [
         *(windows.history[name] for name in MODALITIES),
         windows.mask,
         windows.wrong,
         windows.own,
         windows.classes,
+        # Of windows that came with a bundle, or from a verdict, nobody says whether they were composed.
+        np.array([shown == "site" for shown in windows.shown] or np.zeros(len(windows.wrong)), np.float32),
     ]
-    return tuple(torch.from_numpy(array) for array in arrays)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
 
 
 def fusion_loss(head: FusionHead, batch: tuple[Tensor, ...], weight: Tensor | None = None) -> Tensor:
-    """Fused score, each modality's own, and names, of what `fusion_batch` gives; a target of −1 says nothing."""
-    vision, audio, sensors, mask, wrong, own, classes = batch
-    logit, named, modality, _ = head(vision, audio, sensors, mask)
-    known = (wrong >= 0).float() * (1.0 if weight is None else weight)
-    fused = F.binary_cross_entropy_with_logits(logit, wrong.clamp(min=0) * 0.996 + 0.002, reduction="none")
-    each = F.binary_cross_entropy_with_logits(modality, own.clamp(min=0) * 0.99 + 0.005, reduction="none")
-    names = F.binary_cross_entropy_with_logits(named, classes * 0.99 + 0.005, reduction="none").mean(1)
-    heard = (own >= 0).float() * known[:, None]
-    total = (fused * known).sum() + 0.3 * (each * heard).sum() / len(MODALITIES) + (names * known).sum()
-    return total / known.sum().clamp(min=1.0)
+    """The supervised objective of what `fusion_batch` gives."""
+    parts = Batch(*batch)
+    return supervised(head.fused(*parts.embeddings, parts.mask), parts, weight)
