@@ -1,0 +1,130 @@
+"""What every benchmark of sounds does alike: train a listener, read whole clips with it, lay noise under them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_agent.core.records import F32, I16, Engine
+from edge_agent.engine import open_bundle
+from models.config import Schedule, preset
+from models.data.listening import Heard, listen, pooled, windows_of
+from models.hearing import Course, Listener, teach
+from models.network import build
+from models.runtime import Made, make, through
+from models.train import deterministic
+
+PRESET = preset("first")
+SPEC = PRESET.audio_spec
+_RATE, _DECAY = 4e-3, 0.03
+_CALIBRATION = 128  #: windows that int8 scales are taken from
+#: Processes that train at once: figures are promised for a machine of two cores.
+_PROCESSES = 2
+
+Rng = np.random.Generator
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sound of a set: what its table calls it, and its samples."""
+
+    item: str
+    name: str
+    pcm: I16
+
+
+def heard(clips: Sequence[Clip]) -> list[Heard]:
+    """Mel power of every clip."""
+    return listen((clip.pcm for clip in clips), SPEC)
+
+
+def trained(course: Course, steps: int, seed: int) -> Listener:
+    """A listener that has been through its course; one thread, the same weights wherever it runs. Minutes."""
+    deterministic(seed)
+    listener = Listener(build(PRESET, seed).audio, PRESET.embedding, course.heads)
+    batch = sum(lesson.count for lesson in course.lessons)
+    teach(listener, course, SPEC, Schedule(steps, batch, _RATE, _DECAY), seed)
+    return listener
+
+
+def listener_of(heads: Mapping[str, tuple[str, ...]], weights: Mapping[str, NDArray[Any]]) -> Listener:
+    """A listener with weights that another process trained, in evaluation mode."""
+    listener = Listener(build(PRESET, 0).audio, PRESET.embedding, heads)
+    listener.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return listener.eval()
+
+
+def start_of(shipped: Path) -> dict[str, str]:
+    """The shipped bundle as a starting checkpoint: of the sounds that are judged here it saw splits train alone."""
+    opened = open_bundle(shipped)
+    data = "splits train of sesa and esc10 (folds 1 to 3) and simulated sites; the rest stands on its card"
+    return {"name": opened.manifest.name, "sha256": opened.hash, "data": data}
+
+
+def made_of(listener: Listener, clips: Sequence[Clip], seed: int) -> Made:
+    """The listener exported, and in int8 with scales from training clips."""
+    rng = np.random.default_rng([seed, 42])
+    windows = []
+    for index in rng.integers(0, len(clips), _CALIBRATION):
+        of_clip = windows_of(clips[int(index)].pcm, SPEC)
+        windows.append(of_clip[int(rng.integers(len(of_clip)))])
+    return make(PRESET, {"audio": listener}, {"audio": windows}, {"audio": listener.outputs})
+
+
+def side_by_side(function: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+    """`function` of every item, two at a time where there are two cores; items and answers travel."""
+    count = min(_PROCESSES, len(os.sched_getaffinity(0)), len(items))
+    if count < 2:
+        return [function(item) for item in items]
+    # Spawned: a fork would inherit the locks of torch's and the engines' threads.
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        return list(pool.map(function, items))
+
+
+def clip_outputs(engine: Engine, sounds: Sequence[I16], names: Sequence[str]) -> dict[str, F32]:
+    """Outputs of the audio graph per clip, float32 (clips, …) each: pooled over the windows of the clip."""
+    windows = [windows_of(pcm, SPEC) for pcm in sounds]
+    found = through(engine, "audio", np.concatenate(windows))
+    ends = np.cumsum([len(part) for part in windows])[:-1]
+    return {
+        name: np.stack([pooled(p, w) for p, w in zip(np.split(found[name], ends), windows, strict=True)])
+        for name in names
+    }
+
+
+def mixed(pcm: I16, noise: I16, snr_db: float, rng: Rng) -> I16:
+    """The clip with noise under it, from a random place of the noise; both turned down alike where it would clip.
+
+    The ratio is that of the mean powers of the whole clip.
+    """
+    under = np.resize(np.roll(noise, -int(rng.integers(len(noise)))), len(pcm)).astype(np.float64)
+    clip = pcm.astype(np.float64)
+    gain = np.sqrt(np.square(clip).mean() / (np.square(under).mean() + 1e-9)) * 10 ** (-snr_db / 20)
+    wave = clip + under * gain
+    return np.asarray(wave * min(1.0, 32767 / (np.abs(wave).max() + 1e-9)), np.int16)
+
+
+def synthetic_noise() -> list[I16]:
+    """For where no recording is at hand: surf and drops, int16 10 s each. Training makes up steady noise only."""
+    rng = np.random.default_rng(7)
+    time_s = np.arange(10 * SPEC.rate_hz) / SPEC.rate_hz
+    drop = np.exp(-np.arange(200) / 30) * np.sin(np.arange(200))
+    found = []
+    for index in range(6):
+        surf = np.convolve(rng.normal(0, 1, len(time_s)), 0.97 ** np.arange(128), "same")
+        surf = surf * (1.2 + np.sin(time_s * rng.uniform(0.5, 2.0)))
+        drops = np.convolve((rng.random(len(time_s)) < 0.002) * rng.exponential(1.0, len(time_s)), drop, "same")
+        wave = surf if index % 2 else drops
+        found.append(np.asarray(wave / np.abs(wave).max() * 20000, np.int16))
+    return found
