@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from edge_agent.engine import installed, load
+from edge_agent.engine import installed, open_bundle
 from edge_agent.errors import BundleError, ConfigError
-from models import benchmark, evaluate, recipe, verdicts
+from models import benchmark, recipe, verdicts
 from models.benchmark.record import Roots
 from models.config import PRESETS, preset
 from models.runtime import known_engines
@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, BundleError) as error:
         print(f"models: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(figures, indent=2, ensure_ascii=False))
+    if figures:
+        print(json.dumps(figures, indent=2, ensure_ascii=False))
     return 0
 
 
@@ -49,15 +50,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--verdicts", type=Path, help="JSON lines of `cloud-sync retrain`: train the head on them")
     train.add_argument("--start", type=Path, default=SHIPPED, help="bundle that a training from verdicts starts from")
     train.set_defaults(run=_train)
-    judge = commands.add_parser("evaluate", help="figures of a bundle on recorded data that trained nothing")
-    judge.add_argument("--bundle", type=Path, default=SHIPPED)
-    judge.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA)")
-    judge.add_argument("--engine", default="openvino")
-    judge.add_argument("--seed", type=int, default=0)
-    judge.add_argument("--json", type=Path, help="write the figures there too")
-    judge.set_defaults(run=_evaluate)
+    _add_evaluate(commands)
     _add_benchmark(commands)
     return parser
+
+
+def _add_evaluate(commands: Commands) -> None:
+    judge = commands.add_parser("evaluate", help="what a bundle is worth: one table, and one page with plots")
+    judge.add_argument("--bundle", type=Path, default=SHIPPED)
+    judge.add_argument("--against", type=Path, nargs="*", default=[], help="other bundles to stand beside it")
+    judge.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: sessions alone")
+    judge.add_argument(
+        "--engines", nargs="+", metavar="ENGINE", help="the first carries all (default: all installed)"
+    )
+    judge.add_argument("--quick", action="store_true", help="two minutes of sessions: a look, no figures to publish")
+    judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--html", type=Path, default=Path("evaluation.html"), help="the page (default: %(default)s)")
+    judge.add_argument("--json", type=Path, help="write the figures there")
+    judge.set_defaults(run=_evaluate)
 
 
 def _add_benchmark(commands: Commands) -> None:
@@ -83,14 +93,24 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    model = load(options.bundle, options.engine)
-    shape = preset(model.manifest.name.rsplit("-", 1)[0])
-    figures = evaluate.recorded(model.engine, shape, _root(options.data), options.seed)
-    for name, found in figures.items():
-        print(f"{name:62s} " + "  ".join(f"{key} {value}" for key, value in found.items()), file=sys.stderr)
+    from models import assess  # draws plots: nothing that the other commands should wait for
+
+    name = open_bundle(options.bundle).manifest.name
+    wanted = assess.Wanted(
+        options.bundle,
+        tuple(options.engines or installed()),
+        tuple(options.against),
+        assess.SCALES["quick" if options.quick else "full"],
+        None if options.data == "none" else _root(options.data),
+        options.seed,
+    )
+    found = assess.assess(wanted, preset(name.rsplit("-", 1)[0]))
+    print(found.text())
+    options.html.write_text(found.html(), encoding="utf-8")
+    print(f"the page is {options.html}", file=sys.stderr)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {"bundle": model.hash, "engine": options.engine, "recorded": figures}
+        options.json.write_text(json.dumps(found.figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {}
 
 
 def _benchmark(options: argparse.Namespace) -> dict[str, Any]:
