@@ -76,7 +76,7 @@ class Preset:
     sensor_width: int = 32
     head: Fusion = Fusion()
     vision: Schedule = Schedule(steps=900, batch=16, rate=2e-3, decay=0.01)
-    audio: Schedule = Schedule(steps=600, batch=48, rate=2e-3, decay=0.03)
+    audio: Schedule = Schedule(steps=1800, batch=64, rate=4e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
     fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
     #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.
