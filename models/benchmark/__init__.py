@@ -46,7 +46,7 @@ class Result:
 
     def json(self) -> dict[str, Any]:
         """`set, seed, split, n, floor, recipe, bundle`; a block is `split, n, floor, starts, baselines, notes,
-        metrics.<engine>.<precision>.<key>`."""
+        parity.<precision>.<key>, metrics.<engine>.<precision>.<key>`."""
         return {
             "set": self.name,
             "seed": self.seed,
@@ -73,6 +73,7 @@ class Result:
                 for name, found in block.baselines.items()
             },
             "notes": block.notes,
+            "parity": parity(block),
             "metrics": metrics,
         }
 
@@ -91,6 +92,23 @@ class Result:
                     for row in judged.predictions:
                         label, score = (_cell(value) for value in (row.label, row.score))
                         writer.writerow((title, engine, precision, row.key, row.item, label, score))
+
+
+def parity(block: Block) -> dict[str, dict[str, float]]:
+    """precision → key → largest difference of one row's score between the engines that judged it.
+
+    0 where one engine judged alone. Torch is the trainer: fp32 holds every device engine against it, row by row.
+    """
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (_, precision), judged in block.judged.items():
+        for row in judged.predictions:
+            if not isinstance(row.score, str):
+                scores.setdefault((precision, row.key), {}).setdefault(row.item, []).append(float(row.score))
+    found: dict[str, dict[str, float]] = {}
+    for (precision, key), rows in scores.items():
+        worst = max(max(values) - min(values) for values in rows.values())
+        found.setdefault(precision, {})[key] = round(worst, _DIGITS)
+    return found
 
 
 def _cell(value: float | str) -> str:

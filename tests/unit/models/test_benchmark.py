@@ -212,3 +212,11 @@ def test_a_set_or_a_folder_that_is_not_there_is_refused(tmp_path: Path):
 def test_every_set_of_the_table_has_a_task_with_floors():
     for name in benchmark.names():
         assert all(isinstance(value, float) for value in benchmark.task(name).floor.values())
+
+
+def test_parity_is_the_largest_difference_of_a_row_between_engines() -> None:
+    second, named = Prediction("frame", "b", 1.0, 2.0), Prediction("class", "a", "x", "y")
+    rows = [[Prediction("frame", "a", 0.0, score), second, named] for score in (1.0, 1.25)]
+    variants = (("torch", "fp32"), ("openvino", "fp32"))
+    block = Block({v: Judged({}, found) for v, found in zip(variants, rows, strict=True)}, 2, "toy")
+    assert benchmark.parity(block) == {"fp32": {"frame": 0.25}}
