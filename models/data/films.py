@@ -16,53 +16,52 @@ from edge_agent.core.records import F32, U8
 from edge_agent.errors import ConfigError
 from models.data.media import decode_film
 
-#: Longest film that is read, and the longer side that its pictures are kept in.
-_LONGEST_S, _LONGER_SIDE = 30.0, 480
-#: Size and spacing of the pictures that motion is measured on.
-_FLOW_SIZE, _FLOW_PERIOD_S = (160, 120), 0.12
+#: Pictures a second that are kept, of how many seconds at most, and their longer side.
+RATE_HZ, _LONGEST_S, _LONGER_SIDE = 10.0, 30.0, 320
+#: Size that motion is measured in.
+_FLOW_SIZE = (160, 120)
 #: Points of the distribution of motion over the picture that are kept.
 _QUANTILES = (0.5, 0.75, 0.9, 0.97, 0.995)
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """Pictures uint8 (h, w, 3) RGB and their times since the first, rising."""
+    """Pictures uint8 (h, w, 3) RGB, RATE_HZ a second."""
 
-    times_s: NDArray[np.float64]
     frames: list[U8]
 
-    @property
-    def length_s(self) -> float:
-        return float(self.times_s[-1]) if len(self.times_s) else 0.0
-
-    def at(self, time_s: float) -> U8:
-        """The newest picture that is not newer than `time_s`; the first one before the start."""
-        return self.frames[max(int(np.searchsorted(self.times_s, time_s + 1e-6, "right")) - 1, 0)]
+    def at(self, index: int) -> U8:
+        """The picture of that number; the first one before the start."""
+        return self.frames[max(index, 0)]
 
 
 def read_film(path: Path) -> Film:
-    """The first 30 s of a film, large pictures made smaller. ConfigError if it cannot be read."""
-    times: list[float] = []
+    """The first 30 s of a film at RATE_HZ, large pictures made smaller. ConfigError if it cannot be read.
+
+    Of a film that shows fewer pictures a second the newest is shown again, as a device would.
+    """
     frames: list[U8] = []
+    newest: U8 | None = None
     for _, time_s, frame in decode_film(path):
+        while newest is not None and len(frames) < time_s * RATE_HZ - 1e-3:
+            frames.append(newest)
         if time_s > _LONGEST_S:
             break
-        times.append(time_s)
-        frames.append(_kept(frame))
-    if not frames:
+        newest = _kept(frame)
+    if newest is None:
         raise ConfigError(f"film {path} has no picture that can be read")
-    return Film(np.asarray(times, np.float64), frames)
+    return Film([*frames, newest])
 
 
 def windows(film: Film, spec: VisionSpec, count: int) -> U8:
     """(count, 5, H, W) uint8: prepared pictures, evenly spread over the film, the first late enough for its past."""
-    first = min(spec.past_ms[1] / 1000, film.length_s)
-    moments = np.linspace(first, film.length_s, count)
-    looks = (0.0, spec.past_ms[0] / 1000, spec.past_ms[1] / 1000)
-    return np.stack([prepare.vision([film.at(float(t) - past) for past in looks], spec) for t in moments])
+    back = [0, *(round(past / 1000 * RATE_HZ) for past in spec.past_ms)]
+    last = len(film.frames) - 1
+    moments = np.linspace(min(back[-1], last), last, count).round().astype(int)
+    return np.stack([prepare.vision([film.at(int(t) - step) for step in back], spec) for t in moments])
 
 
-def _kept(frame: NDArray[np.uint8]) -> U8:
+def _kept(frame: U8) -> U8:
     height, width = frame.shape[:2]
     scale = _LONGER_SIDE / max(height, width)
     if scale >= 1:
@@ -71,19 +70,46 @@ def _kept(frame: NDArray[np.uint8]) -> U8:
     return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def zoomed(film: Film) -> Film:
+    """The film cut to where it moves: the box of the middle 90 % of all change, with a margin, at least half as wide.
+
+    People far off are a few pixels to a graph that sees the whole picture.
+    """
+    pictures = [_grey(frame).astype(np.float32) for frame in film.frames]
+    energy = np.zeros(_FLOW_SIZE[::-1], np.float32)
+    for old, new in pairwise(pictures):
+        change = np.abs(new - old)
+        energy += np.maximum(change - 3 * np.median(change) - 4, 0)
+    if energy.sum() <= 0:
+        return film
+    (x0, x1), (y0, y1) = (_middle(energy.sum(axis)) for axis in (0, 1))
+    height, width = film.frames[0].shape[:2]
+    rows = slice(int(y0 * height), max(int(y1 * height), int(y0 * height) + 1))
+    columns = slice(int(x0 * width), max(int(x1 * width), int(x0 * width) + 1))
+    return Film([np.ascontiguousarray(frame[rows, columns]) for frame in film.frames])
+
+
+def _middle(energy: NDArray[np.float32]) -> tuple[float, float]:
+    """Where 5 % and 95 % of the energy along a side are reached, in 0..1, widened by a tenth and to a half."""
+    share = np.cumsum(energy) / energy.sum()
+    low, high = (float(np.searchsorted(share, part)) / len(share) for part in (0.05, 0.95))
+    centre, half = (low + high) / 2, max((high - low) / 2 + 0.1, 0.25)
+    centre = float(np.clip(centre, half, 1 - half)) if half < 0.5 else 0.5
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
 MOTION_FIGURES = 4 * len(_QUANTILES) + 6
 
 
 def motion(film: Film) -> F32:
     """(MOTION_FIGURES,): how much, how unevenly and how jerkily the picture moves. Zero for a still.
 
-    Dense optical flow (Farnebäck 2003) between pictures 0.12 s apart, in widths of the picture per second, without
-    the motion of the whole picture (its median: a camera that pans). Per pair of pictures: quantiles of the speed and
-    of its change from the pair before; their mean and largest over time, logarithmic. Then how much the moving parts
+    Dense optical flow (Farnebäck 2003) from picture to picture, in widths of the picture per second, without the
+    motion of the whole picture (its median: a camera that pans). Per pair of pictures: quantiles of the speed and of
+    its change from the pair before; their mean and largest over time, logarithmic. Then how much the moving parts
     turn, spread and differ in direction.
     """
-    times = np.arange(0.0, film.length_s + 1e-6, _FLOW_PERIOD_S)
-    pictures = [_grey(film.at(float(t))) for t in times]
+    pictures = [_grey(frame) for frame in film.frames]
     speeds, jerks, shapes = [], [], []
     before: F32 | None = None
     for old, new in pairwise(pictures):
@@ -114,7 +140,7 @@ def _grey(frame: U8) -> U8:
 def _flow(old: U8, new: U8) -> F32:
     start = np.zeros((*old.shape, 2), np.float32)
     found = cv2.calcOpticalFlowFarneback(old, new, start, 0.5, 3, 13, 2, 5, 1.1, 0)
-    flow = np.asarray(found, np.float32) / np.float32(_FLOW_SIZE[0] * _FLOW_PERIOD_S)
+    flow = np.asarray(found, np.float32) / np.float32(_FLOW_SIZE[0] / RATE_HZ)
     return np.asarray(flow - np.median(flow, (0, 1)), np.float32)
 
 

@@ -11,13 +11,13 @@ import pytest
 from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core.records import U8
 from edge_agent.errors import ConfigError
-from models.data.films import MOTION_FIGURES, Film, motion, read_film, windows
+from models.data.films import MOTION_FIGURES, Film, motion, read_film, windows, zoomed
 from models.data.lens import Lens, lens, seen
 
 SPEC = VisionSpec(width=64, height=48)
 
 
-def film(count: int = 24, rate_hz: float = 24.0, speed: float = 3.0) -> Film:
+def film(count: int = 12, speed: float = 6.0) -> Film:
     """A bright box that moves over a textured ground."""
     ground = np.random.default_rng(0).integers(40, 90, (96, 128, 3), np.uint8)
     frames = []
@@ -26,22 +26,31 @@ def film(count: int = 24, rate_hz: float = 24.0, speed: float = 3.0) -> Film:
         left = int(10 + speed * index)
         frame[30:60, left : left + 20] = 220
         frames.append(frame)
-    return Film(np.arange(count) / rate_hz, frames)
+    return Film(frames)
 
 
 def test_windows_look_back_by_time_not_by_frames() -> None:
     shown = windows(film(), SPEC, 5)
     assert shown.shape == (5, 5, 48, 64)
     assert (np.abs(shown[:, 3].astype(int) - shown[:, 4]).max((1, 2)) > 50).all()
-    still = windows(Film(np.zeros(1), film(1).frames), SPEC, 3)
+    still = windows(Film(film(1).frames), SPEC, 3)
     assert (still[:, 3] == still[:, 4]).all()
 
 
 def test_motion_tells_a_moving_film_from_a_still_one() -> None:
-    quiet, lively = motion(film(speed=0.0)), motion(film(speed=3.0))
+    quiet, lively = motion(film(speed=0.0)), motion(film())
     assert quiet.shape == lively.shape == (MOTION_FIGURES,)
-    assert np.isfinite(motion(Film(np.zeros(1), film(1).frames))).all()
+    assert np.isfinite(motion(Film(film(1).frames))).all()
     assert lively[4] > quiet[4] + 1.0  # logarithm of the fastest half percent
+
+
+def test_a_zoomed_film_shows_what_moves() -> None:
+    wide = film()
+    near = zoomed(wide)
+    assert near.frames[0].shape[0] < wide.frames[0].shape[0]
+    assert near.frames[3].mean() > wide.frames[3].mean()  # more of it is the bright box
+    still = film(speed=0.0)
+    assert zoomed(still).frames[0].shape == still.frames[0].shape
 
 
 def test_a_written_film_is_read_small_with_its_times(tmp_path: Path) -> None:
@@ -51,10 +60,10 @@ def test_a_written_film_is_read_small_with_its_times(tmp_path: Path) -> None:
         writer.write(np.full((360, 640, 3), 20 * index, np.uint8))
     writer.release()
     found = read_film(path)
-    assert len(found.frames) == 10
-    assert found.frames[0].shape == (270, 480, 3)
-    assert found.length_s == pytest.approx(9 / 12.5)
-    assert found.at(0.4).mean() == pytest.approx(100, abs=4)  # the sixth picture
+    # 0.72 s at 12.5 a second: the newest picture at 0, 0.1 … 0.6 s, and the last.
+    assert len(found.frames) == 9
+    assert found.frames[0].shape == (180, 320, 3)
+    assert found.frames[4].mean() == pytest.approx(100, abs=4)  # the sixth picture, of 0.4 s
 
 
 def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
