@@ -38,6 +38,7 @@ def write(figures: Mapping[str, Any]) -> str:
         "Nothing else trained the weights. `fire_images` (rights not cleared) is for evaluation only.",
         "No set has all three modalities together: fused episodes are composed from parts of one split.",
         "",
+        *([*figures["balance"], ""] if figures.get("balance") else []),
         *_measured(figures),
         "## Limits",
         "* One real fire film trained the eyes; all other fire is generated. Far fire, or smoke alone, is missed.",

@@ -18,7 +18,7 @@ from edge_agent.core.records import F32, Engine
 from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card, evaluate
 from models.config import SOUNDS, Preset
-from models.data import site
+from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
 from models.data.corpus import Corpus, read_corpus
 from models.data.listening import padded
@@ -190,6 +190,7 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
     deterministic(seed)
     out.mkdir(parents=True, exist_ok=True)
     corpus = read_corpus(root)
+    leaks.check(corpus.recordings, preset.vision_spec)
     parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
     network = build(preset, seed)
     train_encoders(network, preset, parts["train"], seed)
@@ -205,6 +206,7 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
         "preset": preset.name,
         "seed": seed,
         "sets": list(corpus.sets),
+        "balance": balance.markdown(balance.table(corpus.recordings)) if corpus.sets else [],
         "sounds": list(SOUNDS),
         "int8": {name: f"{found.quantised} of {found.convolutions} convolutions" for name, found in layers.items()},
         "training_s": round(time.monotonic() - begin),

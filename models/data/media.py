@@ -72,6 +72,12 @@ class Sound:
             return self.held[_slice(self.start_s, self.end_s, rate_hz)]
         return np.asarray(_KEPT.get((self, rate_hz), lambda: self._decoded(rate_hz)), np.int16)
 
+    @property
+    def length_s(self) -> float:
+        """Seconds, as the container says; nothing is decoded."""
+        whole_s = len(self.held) / self.held_hz if self.held is not None else _told_length(self.path)
+        return max(min(whole_s, self.end_s) - self.start_s, 0.0)
+
     def _decoded(self, rate_hz: int) -> I16:
         whole = (
             _resampled(self.held, self.held_hz, rate_hz) if self.path is None else decode_sound(self.path, rate_hz)
@@ -116,6 +122,20 @@ class Pictures:
     def marks(self, spec: VisionSpec, most: int = _MOST_FRAMES) -> list[tuple[Box, ...]]:
         """The boxes of each of `frames`."""
         return [self.boxes.get(int(index), ()) for index in self._small(spec, most)[1]] if self.boxes else []
+
+    @property
+    def length_s(self) -> float:
+        """Seconds, as the container says; nothing is decoded. A still has none."""
+        rate_hz = self.rate_hz or RATE_HZ
+        if self.held is not None:
+            whole_s = len(self.held) / rate_hz
+        elif self.path is None or self.path.suffix.lower() in STILLS:
+            return 0.0
+        elif self.path.is_dir():
+            whole_s = sum(p.suffix.lower() in STILLS for p in self.path.iterdir()) / rate_hz
+        else:
+            whole_s = film_length(self.path)[1]
+        return max(min(whole_s, self.end_s) - self.start_s, 0.0)
 
     def _small(self, spec: VisionSpec, most: int) -> tuple[U8, NDArray[np.int64]]:
         if self.held is not None and self.held.shape[1:3] == (spec.height, spec.width) and not self.start_s:
@@ -274,6 +294,16 @@ def _stills(path: Path, rate_hz: float) -> Iterator[tuple[int, float, U8]]:
         if picture is None:
             raise ConfigError(f"cannot read picture {name}")
         yield index, index / rate_hz, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def _told_length(path: Path | None) -> float:
+    if path is None:
+        return 0.0
+    try:
+        with av.open(str(path)) as container:
+            return (container.duration or 0) / av.time_base
+    except (FFmpegError, OSError) as error:
+        raise ConfigError(f"cannot open {path}: {error}") from error
 
 
 def _slice(start_s: float, end_s: float, rate_hz: int) -> slice:

@@ -78,6 +78,17 @@ class Recording:
             raise ConfigError(f"{self.source}/{self.item} holds no readings")
         return self.readings.log()
 
+    def length_s(self, modality: Modality) -> float:
+        """Seconds of one modality; 0 for one that it lacks, and for a still."""
+        if modality == "vision":
+            return self.pictures.length_s if self.pictures is not None else 0.0
+        if modality == "audio":
+            return self.sound.length_s if self.sound is not None else 0.0
+        if self.readings is None:
+            return 0.0
+        times = self.readings.log().time_s
+        return float(times[-1] - times[0]) if len(times) else 0.0
+
     def wrong(self, times_s: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int8]:
         """(n,): 1 where something is wrong at that time, 0 where not, −1 where nothing is said."""
         times = np.asarray(times_s, np.float64)
