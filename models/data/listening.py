@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edge_agent.contract.manifest import AudioSpec
 from edge_agent.core.records import F32, I16
-from models.frontend import BINS, HOP, WINDOW, MelPower
+from models.frontend import HOP, WINDOW, MelPower
 
 Rng = np.random.Generator
 
@@ -35,16 +35,10 @@ def listen(clips: Iterable[I16], spec: AudioSpec) -> list[Heard]:
     found = []
     with torch.inference_mode():
         for pcm in clips:
-            power = _power(front, torch.from_numpy(padded(pcm, spec).astype(np.float32)) / 32768.0)
+            power = front(torch.from_numpy(padded(pcm, spec).astype(np.float32))[None] / 32768.0)[0].contiguous()
             loudness = np.concatenate([[0.0], np.cumsum(power.mean(0).double().numpy())])
             found.append(Heard(power, loudness))
     return found
-
-
-def _power(front: MelPower, wave: Tensor) -> Tensor:
-    """What `front` makes of one long wave (samples,), (MELS, frames): as one product, ten times as fast."""
-    square = (wave.unfold(0, WINDOW, HOP) @ front.basis[:, 0].T).square()
-    return (front.bank @ (square[:, :BINS] + square[:, BINS:]).T).contiguous()
 
 
 def padded(pcm: I16, spec: AudioSpec) -> I16:
