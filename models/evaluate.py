@@ -15,10 +15,11 @@ from edge_agent.core.records import F32, I16, Engine
 from models.config import Preset
 from models.data import sets
 from models.data.compose import SHOWN, Composer, Windows
-from models.data.listening import padded
+from models.data.listening import pooled, windows_of
 from models.data.records import NORMAL
 from models.data.traces import minute
 from models.metrics import auc, average_precision, interval
+from models.runtime import through
 
 _COMPOSED = 2000
 
@@ -62,13 +63,8 @@ def _stills(engine: Engine, preset: Preset, root: Path) -> Scored:
 
 def clip_logit(engine: Engine, preset: Preset, pcm: I16) -> float:
     """One logit for a whole clip: windows every half second, the loud ones counting most."""
-    spec = preset.audio_spec
-    pcm = padded(pcm, spec)
-    windows = [pcm[i : i + spec.samples] for i in range(0, len(pcm) - spec.samples + 1, spec.rate_hz // 2)]
-    logits = np.array([float(output["logit"]) for output in engine.run("audio", [{"pcm": w} for w in windows])])
-    loudness = np.array([np.log10(np.square(w.astype(np.float32)).mean() + 1) for w in windows])
-    weight = np.exp(loudness - loudness.max())
-    return float((logits * weight).sum() / weight.sum())
+    windows = windows_of(pcm, preset.audio_spec)
+    return float(pooled(through(engine, "audio", windows)["logit"], windows))
 
 
 def _threats(engine: Engine, preset: Preset, root: Path) -> Scored:
