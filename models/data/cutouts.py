@@ -70,12 +70,13 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A cut-out at three moments: colour float (3, h, w, 3), opacity float (3, h, w) before softening, and the row
-    of the picture on which it stands."""
+    """A cut-out at three moments: colour float (3, h, w, 3), opacity float (3, h, w) before softening, the row of the
+    picture on which it stands, and whether it comes from footage without colour."""
 
     colour: F32
     alpha: F32
     foot: int
+    grey: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +144,16 @@ class Cutouts:
         index = int(rng.integers(FIRST, len(film.frames)))
         if rng.random() < rush:
             return _rushed(film, index, int(rng.integers(2, _FASTEST + 1)))
-        views = film.frames[[index - back for back in BACK]].astype(np.float32)
+        views = film.frames[[index - back for back in BACK]]
         mask = np.zeros(views.shape[1:3], np.float32)
         for _ in range(int(rng.integers(0, 3))):
             self._add(rng, views, mask, None)
         if kinds and rng.random() < odd:
             for _ in range(int(rng.integers(1, 4))):
                 self._add(rng, views, mask, kinds[int(rng.integers(len(kinds)))])
-        return Sample(views.astype(np.uint8), mask)
+        return Sample(views, mask)
 
-    def _add(self, rng: Rng, views: F32, mask: F32, kind: Kind | None) -> None:
+    def _add(self, rng: Rng, views: U8, mask: F32, kind: Kind | None) -> None:
         blob = self.blobs[int(rng.integers(len(self.blobs)))]
         piece = self._piece(rng, blob, kind)
         if piece is not None:
@@ -168,10 +169,7 @@ class Cutouts:
             return piece if change.size and float(change.mean()) >= _MOVED + 1 else None
         if kind is None:
             return _softened(rng, piece) if rng.random() < _SOFT else piece
-        changed = CHANGES[kind](rng, piece, blob)
-        # What is drawn has a colour only where the world has.
-        grey = self.films[blob.film].grey
-        return replace(changed, colour=changed.colour.mean(3, keepdims=True).repeat(3, 3)) if grey else changed
+        return CHANGES[kind](rng, piece, blob)
 
 
 def cut(film: Film, blob: Blob, speed: int = 1) -> Piece:
@@ -185,6 +183,7 @@ def cut(film: Film, blob: Blob, speed: int = 1) -> Piece:
         film.frames[index, rows, columns].astype(np.float32),
         film.moving[index, rows, columns].astype(np.float32),
         rows.stop,
+        film.grey,
     )
 
 
@@ -250,7 +249,7 @@ def _append(rng: Rng, piece: Piece, blob: Blob) -> Piece:
     """With something drawn on that moves along: a wheel, a frame, a load."""
     colour, alpha = piece.colour.copy(), piece.alpha.copy()
     height, width = alpha.shape[1:]
-    ink = np.clip(rng.uniform(20, 230) + rng.normal(0, 40, 3), 0, 255).tolist()
+    ink = _ink(rng, piece.grey)
     for _ in range(int(rng.integers(1, 4))):
         at = (int(width / 2 + rng.normal() * blob.w / 2), int(height / 2 + rng.uniform(-0.1, 0.5) * blob.h))
         if rng.random() < 0.5:
@@ -275,10 +274,16 @@ def _thing(rng: Rng, piece: Piece, blob: Blob) -> Piece:
     for _ in range(int(rng.integers(1, 6))):
         points = rng.uniform(0, 1, (int(rng.integers(3, 7)), 2)) * (width, height) + margin
         face = cv2.convexHull(points.astype(np.int32))
-        cv2.fillPoly(colour, [face], np.clip(rng.uniform(10, 245) + rng.normal(0, 40, 3), 0, 255).tolist())
+        cv2.fillPoly(colour, [face], _ink(rng, piece.grey))
         cv2.fillPoly(alpha, [face], (1.0,))
-    made = Piece(np.stack([colour] * 3), np.stack([alpha] * 3), piece.foot)
+    made = replace(piece, colour=np.stack([colour] * 3), alpha=np.stack([alpha] * 3))
     return _carried(made, rng.uniform(0.4, 4.0) * rng.choice([-1, 1]))
+
+
+def _ink(rng: Rng, grey: bool) -> list[float]:
+    """A tone; with a tint where the world has colours, for else colour alone would tell what was drawn."""
+    tint = np.zeros(3) if grey else rng.normal(0, 40, 3)
+    return [float(value) for value in np.clip(rng.uniform(10, 245) + tint, 0, 255)]
 
 
 def _carried(piece: Piece, speed: float) -> Piece:
@@ -308,10 +313,10 @@ def _relit(rng: Rng, piece: Piece) -> Piece:
     alpha = piece.alpha
     if rng.random() < 0.5:
         colour, alpha = colour[:, :, ::-1], alpha[:, :, ::-1]
-    return Piece(np.ascontiguousarray(colour, np.float32), np.ascontiguousarray(alpha), piece.foot)
+    return replace(piece, colour=np.ascontiguousarray(colour, np.float32), alpha=np.ascontiguousarray(alpha))
 
 
-def paste(rng: Rng, views: F32, mask: F32, piece: Piece, *, odd: bool) -> None:
+def paste(rng: Rng, views: U8, mask: F32, piece: Piece, *, odd: bool) -> None:
     """Lay a piece over views (3, H, W, 3) near its row, at any column, and mark where it lies, all in place."""
     height, width = mask.shape
     h, w = piece.alpha.shape[1:]
@@ -325,7 +330,8 @@ def paste(rng: Rng, views: F32, mask: F32, piece: Piece, *, odd: bool) -> None:
         # Grown by a pixel and softened: no edge of the old background comes along sharp.
         soft = cv2.GaussianBlur(cv2.dilate(piece.alpha[index], np.ones((3, 3))), (3, 3), 0)[inside]
         area = views[index, top:bottom, left:right]
-        area += (piece.colour[index][inside] - area) * soft[..., None]
+        under = area.astype(np.float32)
+        area[:] = under + (piece.colour[index][inside] - under) * soft[..., None]
         if index == 0:
             marked = mask[top:bottom, left:right]
             marked[soft > 0.5] = float(odd)
