@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from edge_agent.core.records import F32, U8
+from edge_agent.core.records import U8
 
 Rng = np.random.Generator
 
