@@ -95,6 +95,10 @@ class SceneConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rules: Annotated[tuple[IntrusionRule, ...], Meta(max_length=16)] = ()
     threshold: Unit | None = None  #: instead of the bundle's `on`; `off` keeps its distance in logit
     cooldown_s: Annotated[float, Meta(ge=0)] | None = None
+    #: Learn the scene's own normal hours: thresholds after a day, novelty later. False: the bundle's rules for ever.
+    adapt: bool = True
+    #: False alarms that the learned threshold allows a day; under 1 it is learned for longer, 0.1 for ten days.
+    alerts_per_day: Annotated[float, Meta(ge=0.1, le=100)] = 1.0
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -83,6 +83,8 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="kind", tag="event"):
     heat: Heat | None = None
     bundle: str = ""  #: hash of the bundle's manifest
     calibrating: bool = False  #: the bundle's threshold rules, not yet the scene's own
+    #: How likely five minutes of the scene's normal life reach such a score (conformal); None while calibrating.
+    p_value: Probability | None = None
     priority: Priority = "normal"
 
 

@@ -17,7 +17,8 @@ from edge_agent.config import IntrusionRule, SceneConfig
 from edge_agent.contract.event import MODALITIES, Event, Heat, Modality, Phase, Quality, ScorePoint, Shares
 from edge_agent.contract.manifest import Manifest
 from edge_agent.core import prepare
-from edge_agent.core.infer import sigmoid
+from edge_agent.core.infer import logit, sigmoid
+from edge_agent.core.normal import LEAD_STEPS, Ruling
 from edge_agent.core.records import U8, Scores
 from edge_agent.core.scene import TRACK_POINTS, Course, OpenEvent, Track
 
@@ -29,10 +30,10 @@ PEAK_RISE = 0.1
 UPDATE_MS = 2_000
 #: A long event is told of less often: every tenth of its age, at most this.
 UPDATE_MOST_MS = 30_000
-LEAD_STEPS = 20
 #: A rule's score is share / (share + min_area): 0.5 where the moving share reaches what the rule asks for.
 RULE_ON = 0.5
 _MODEL = ""
+_BUNDLE = Ruling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Observed:
     scores: Scores | None  #: None: nothing was scored
     picture: U8 | None  #: (5, height, width) as prepared
     dropped: Mapping[str, int]
+    ruling: Ruling = _BUNDLE  #: of the scene's own normal hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +112,19 @@ class Decider:
         for event in course.open.values():
             event.below += steps
 
-    def end(self, course: Course, step: int) -> list[Event]:
+    def end(self, course: Course, step: int, ruling: Ruling = _BUNDLE) -> list[Event]:
         """`end` for everything that is open."""
-        seen = Observed(step, None, None, {})
+        seen = Observed(step, None, None, {}, ruling)
         return [self._end(course, event, seen) for event in list(course.open.values())]
 
     def _points(self, seen: Observed) -> list[_Point]:
-        scores = seen.scores
+        scores, ruling, limits = seen.scores, seen.ruling, self._ruled(seen.ruling)
         if scores is None or not scores.present:
-            points = [_Point(_MODEL, 0.0 if scores is None else scores.score, False, ANOMALY, self._limits)]
+            points = [_Point(_MODEL, 0.0 if scores is None else scores.score, False, ANOMALY, limits)]
         else:
-            points = [_Point(_MODEL, scores.score, True, self._label(scores), self._limits)]
+            label = ANOMALY if ruling.novel else self._label(scores)
+            score = scores.score if ruling.score is None else ruling.score
+            points = [_Point(_MODEL, score, True, label, limits)]
         moved = prepare.moving(seen.picture) if self._rules and seen.picture is not None else None
         for rule in self._rules:
             limits = _Limits(RULE_ON, RULE_ON, rule.on_steps, rule.off_steps)
@@ -130,6 +134,14 @@ class Decider:
                 score = share / (share + rule.min_area)
             points.append(_Point(_track(rule), score, moved is not None, INTRUSION, limits))
         return points
+
+    def _ruled(self, ruling: Ruling) -> _Limits:
+        """The model's limits: the scene's own threshold where it has learned one."""
+        if ruling.on is None:
+            return self._limits
+        bundle = self._manifest.thresholds
+        on, off = _thresholds(bundle.on, bundle.off, ruling.on)
+        return _Limits(on, off, self._limits.on_steps, self._limits.off_steps)
 
     def _label(self, scores: Scores) -> str:
         reached = [
@@ -194,7 +206,7 @@ class Decider:
             revision=event.revision,
             score=event.score,
             peak=event.peak,
-            threshold=self._limits.on if event.track == _MODEL else RULE_ON,
+            threshold=self._ruled(seen.ruling).on if event.track == _MODEL else RULE_ON,
             origin="model" if event.track == _MODEL else "rule",
             rule=None if event.track == _MODEL else event.track.removeprefix("rule "),
             classes=dict(scores.classes) if of_model and scores is not None else {},
@@ -203,7 +215,8 @@ class Decider:
             trace=trace,
             heat=_heat(scores) if of_model and risen else None,
             bundle=self._bundle,
-            calibrating=True,  # the bundle's thresholds rule: no scene has its own yet
+            calibrating=seen.ruling.calibrating,
+            p_value=seen.ruling.p_value if of_model else None,
             priority="critical" if phase == "new" and event.label in CRITICAL else "normal",
         )
 
@@ -221,12 +234,7 @@ def _thresholds(on: float, off: float, wanted: float | None) -> tuple[float, flo
     """Upper and lower threshold; with the scene's own upper one, the lower keeps its distance in logit."""
     if wanted is None:
         return on, off
-    return wanted, sigmoid(_logit(wanted) - (_logit(on) - _logit(off)))
-
-
-def _logit(probability: float) -> float:
-    kept = min(max(probability, 1e-6), 1 - 1e-6)
-    return math.log(kept / (1 - kept))
+    return wanted, sigmoid(logit(wanted) - (logit(on) - logit(off)))
 
 
 def _track(rule: IntrusionRule) -> str:

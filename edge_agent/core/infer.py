@@ -47,6 +47,12 @@ def sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + math.exp(-max(-_FAR, min(_FAR, logit))))
 
 
+def logit(probability: float) -> float:
+    """Its inverse, finite for every probability."""
+    kept = min(max(probability, 1e-6), 1 - 1e-6)
+    return math.log(kept / (1 - kept))
+
+
 def encode(model: Model, windows: Sequence[Prepared]) -> list[Encoded]:
     """Embeddings of each window, one engine call per modality. An embedding that is not finite counts as missing."""
     size = model.manifest.embedding

@@ -17,6 +17,7 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.core import infer, prepare
 from edge_agent.core.align import Aligner
 from edge_agent.core.decide import Decider, Observed
+from edge_agent.core.normal import Condition
 from edge_agent.core.records import Model, Prepared, Sample, Scores, Window
 from edge_agent.core.scene import SceneState, unknown
 
@@ -75,29 +76,40 @@ class Pipeline:
         events = self._score(self._aligner.flush())
         for name, state in self._states.items():
             if state.last_step is not None:
-                events += self._deciders[name].end(state.course, state.last_step)
+                events += self._end(name, state, state.last_step)
         return events
 
-    def swap_model(self, model: Model) -> list[Event]:
+    def swap_model(self, model: Model, state: State | None = None) -> list[Event]:
         """Score with `model` from the next window on. The old engine is the caller's to close.
+
+        What is normal in a scene is learned anew, since another bundle gives other scores, unless `state`, of a
+        pipeline that ran `model` in its shadow, brings it along.
 
         The windows of the history are encoded anew if both bundles prepare them in the same way, else the history
         is masked. Open events live on under their key; only a change of the step's length ends them (returned),
         for their key counts steps. If the new engine raises, nothing has changed.
         """
         states = self._succeed(model, self._states)
+        for name, shadow in _restored(model, self._configs, state or {}).items():
+            if shadow.bundle == model.hash:
+                states[name].normal = shadow.normal
+                states[name].normal.forget_time()
         events: list[Event] = []
         if model.manifest.step_ms != self._model.manifest.step_ms:
-            for name, state in states.items():
-                if state.last_step is not None:
-                    events += self._deciders[name].end(state.course, state.last_step)
-                state.forget_time()
+            for name, old in states.items():
+                if old.last_step is not None:
+                    events += self._end(name, old, old.last_step)
+                old.forget_time()
         if model.manifest.prepare_spec() != self._model.manifest.prepare_spec():
             self._drop(len(self._waiting))
         self._model, self._states = model, states
         self._deciders = self._make_deciders(model)
         self._aligner.respecify(model.manifest, self._quiet_steps(model.manifest))
         return events
+
+    def conditions(self) -> dict[str, Condition]:
+        """How well each scene is known, by name."""
+        return {name: state.normal.condition(self._configs[name]) for name, state in self._states.items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """A snapshot as plain arrays, named `<scene>/<what>`: `numpy.savez` keeps it, nothing needs a pickle."""
@@ -148,18 +160,33 @@ class Pipeline:
         states = {window.scene: self._states[window.scene].copy() for window in windows}
         missed = {window.scene: self._pass_time(window, states[window.scene]) for window in windows}
         prepared = [self._prepare(window, states[window.scene]) for window in windows]
-        for ready, encoded in zip(prepared, infer.encode(self._model, prepared), strict=True):
+        codes = infer.encode(self._model, prepared)
+        for ready, encoded in zip(prepared, codes, strict=True):
             states[ready.scene].append(ready, encoded)
         scored = infer.score(self._model, [states[window.scene].history() for window in windows])
         self._states.update(states)
         del self._waiting[: len(windows)]
-        for window, ready, scores in zip(windows, prepared, scored, strict=True):
-            decider, course = self._deciders[window.scene], states[window.scene].course
-            decider.skip(course, missed[window.scene])
-            self._untold += decider.decide(course, Observed(window.step, scores, ready.vision, window.dropped))
+        for window, ready, encoded, scores in zip(windows, prepared, codes, scored, strict=True):
+            self._deciders[window.scene].skip(states[window.scene].course, missed[window.scene])
+            self._decide(window, ready, encoded, scores)
         if self._on_scores is not None:
             for scores in filter(None, scored):
                 self._on_scores(scores)
+
+    def _decide(self, window: Window, ready: Prepared, encoded: infer.Encoded, scores: Scores | None) -> None:
+        """Events of one scored window; then it may teach what is normal."""
+        scene, state = self._configs[window.scene], self._states[window.scene]
+        course, normal = state.course, state.normal
+        ruling = normal.judge(scene, scores, encoded)
+        seen = Observed(window.step, scores, ready.vision, window.dropped, ruling)
+        events = self._deciders[window.scene].decide(course, seen)
+        normal.learn(
+            window.step, scene, ruling, encoded, events, still_open=course.open, cooling=bool(course.cooling)
+        )
+        self._untold += events
+
+    def _end(self, name: str, state: SceneState, step: int) -> list[Event]:
+        return self._deciders[name].end(state.course, step, state.normal.ruling(self._configs[name]))
 
     def _pass_time(self, window: Window, state: SceneState) -> int:
         """Let the windows pass that were skipped before this one; how many."""

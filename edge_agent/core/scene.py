@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.event import MODALITIES, Int63, Name, Probability
 from edge_agent.contract.manifest import Manifest
 from edge_agent.core.infer import Encoded, History
+from edge_agent.core.normal import Normal
 from edge_agent.core.records import U8, Model, Prepared, SensorStep
 
 #: Scored steps that a track keeps: the lead of a new event and what an update may have to tell.
@@ -79,6 +80,8 @@ class SceneState:
         self.last_step: int | None = None
         self.steps = 0  #: windows scored
         self.course = Course()
+        self.normal = Normal(manifest)
+        self.retired: tuple[str, Normal] | None = None  #: what was known under the bundle before, should it come back
         self.sensors: deque[SensorStep] = deque(maxlen=manifest.sensors.steps)
         self._prepare = _prepare_key(manifest)
         self._prepared: deque[Prepared] = deque(maxlen=manifest.history)
@@ -87,7 +90,7 @@ class SceneState:
         self._heat: U8 | None = None
 
     def copy(self) -> SceneState:
-        """A state that can be changed without this one; the course is shared."""
+        """A state that can be changed without this one; course and normal are shared."""
         twin = copy(self)
         twin.sensors, twin._prepared = self.sensors.copy(), self._prepared.copy()
         twin._embeddings, twin._mask = self._embeddings.copy(), self._mask.copy()
@@ -118,6 +121,7 @@ class SceneState:
         self._prepared.clear()
         self.sensors.clear()
         self.course = Course()
+        self.normal.forget_time()
         self.last_step = None
 
     def prepared_for(self, manifest: Manifest) -> list[Prepared]:
@@ -127,12 +131,19 @@ class SceneState:
         return [window for window in self._prepared if _fits(window, manifest)]
 
     def succeed(self, old: SceneState, windows: list[Prepared], encoded: list[Encoded]) -> None:
-        """Take over from the state of another bundle: open events as they are, `windows` as encoded anew."""
+        """Take over from the state of another bundle: open events as they are, `windows` as encoded anew.
+
+        What is normal is learned anew, for another bundle gives other scores and embeddings, unless the bundle is
+        the one before `old`'s: a model that was tried and taken back costs nothing.
+        """
         self.last_step, self.steps, self.course = old.last_step, old.steps, old.course
         for window, code in zip(windows, encoded, strict=True):
             self._put(window, code)
         if windows:
             self.sensors.extend(old.sensors)
+        if old.retired is not None and old.retired[0] == self.bundle:
+            self.normal = old.retired[1]
+        self.retired = old.bundle, old.normal
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays; `plain` is JSON as bytes."""
@@ -141,6 +152,7 @@ class SceneState:
             "plain": np.frombuffer(msgspec.json.encode(plain), np.uint8).copy(),
             "embeddings": self._embeddings.copy(),
             "mask": self._mask.copy(),
+            **self.normal.to_arrays(),
         }
         if self.sensors:
             arrays["steps"] = np.stack([np.stack([step.value, step.age_s, step.mask]) for step in self.sensors])
@@ -169,6 +181,8 @@ class SceneState:
             if plain.bundle == model.hash:
                 state._embeddings[:] = _finite(arrays["embeddings"], state._embeddings.shape)
                 state._mask[:] = _finite(arrays["mask"], state._mask.shape)
+                if "normal" in arrays:  # else from before a scene learned anything
+                    state.normal = Normal.from_arrays(model.manifest, arrays)
                 if any(step.value.shape != (len(model.manifest.sensors.quantities),) for step in state.sensors):
                     return None
         except (KeyError, ValueError, TypeError, msgspec.MsgspecError):
