@@ -57,6 +57,8 @@ class Course:
     lessons: Sequence[Lesson]
     noise: Sequence[Heard]  #: laid under the clips; its own classes do not matter
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: heads beside OWN → their classes
+    snr_db: tuple[float, float] = (-6.0, 20.0)  #: of the clips against the noise
+    noisy: float = 0.6  #: share of the clips that have noise under them
 
 
 @dataclass(frozen=True)
@@ -166,17 +168,18 @@ def batches(course: Course, frames: int, seed: int) -> Iterator[tuple[Tensor, ..
                     target = F.one_hot(column, len(classes)).float()
                 weight = torch.full((lesson.count,), lesson.weight.get(name, 0.0) / lesson.count)
                 told[name].append((target * keep[:, None] + target[other] * (1 - keep)[:, None], weight))
-        x = spoiled(torch.cat(powers), course.noise, rng)
+        x = spoiled(torch.cat(powers), course, rng)
         yield x, *(torch.cat(side) for pairs in told.values() for side in zip(*pairs, strict=True))
 
 
-def spoiled(power: Tensor, noise: Sequence[Heard], rng: Rng) -> Tensor:
+def spoiled(power: Tensor, course: Course, rng: Rng) -> Tensor:
     """Mel power of clean cuts → network input: another place, other noise, another microphone, another codec."""
     count, _, frames = power.shape
     power = augment.reverberant(augment.warped(power, rng, share=0.4), rng, share=0.2)
-    if noise:
-        under = cut([noise[int(i)] for i in rng.integers(0, len(noise), count)], frames, rng, _NOISE_LOUD)
-        power = augment.add_noise(power, under, rng, snr_db=(-6, 20), share=0.6)
+    if course.noise:
+        chosen = [course.noise[int(i)] for i in rng.integers(0, len(course.noise), count)]
+        under = cut(chosen, frames, rng, _NOISE_LOUD)
+        power = augment.add_noise(power, under, rng, snr_db=course.snr_db, share=course.noisy)
     power = augment.add_noise(power, augment.coloured_noise(count, frames, rng), rng, snr_db=(3, 30), share=0.3)
     power = augment.band_limited(augment.coded(power, rng, share=0.25), rng, share=0.25)
     return augment.heard(power, rng)
