@@ -84,6 +84,7 @@ class Agent:
             engine=self.config.model.engine,
             sources=tuple(source.status() for source in self.inputs),
             restarts=self.supervisor.restarts if self.supervisor else {},
+            scenes=self.pipeline.scenes,
             **{part: dict(read()) for part, read in self.counters.items()},
         )
 

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from edge_agent.clock import Clock
 from edge_agent.config import LogConfig
-from edge_agent.contract.status import Health, SourceStatus
+from edge_agent.contract.status import Health, SceneStatus, SourceStatus
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Figures:
     engine: str = ""
     sources: tuple[SourceStatus, ...] = ()
     restarts: Mapping[str, int] = field(default_factory=dict)
+    scenes: tuple[SceneStatus, ...] = ()
     pipeline: Mapping[str, int] = field(default_factory=dict)
     outbox: Mapping[str, int] = field(default_factory=dict)
     publish: Mapping[str, int] = field(default_factory=dict)
@@ -125,6 +126,7 @@ class _Collector(Collector):
         figures = self._figures()
         yield from self._process(figures)
         yield from _of_sources(figures.sources)
+        yield from _of_scenes(figures.scenes)
         yield from self._of_events()
         totals = {
             "pipeline": counter("tectum_pipeline_total", "Samples and windows by what became of them", ("what",)),
@@ -187,6 +189,27 @@ def _of_sources(sources: tuple[SourceStatus, ...]) -> Iterator[Metric]:
         for name in ("live", "late", "down", "ended"):
             state.add_metric((source.name, name), float(source.state == name))
     yield from (samples, drops, rate, state)
+
+
+def _of_scenes(scenes: tuple[SceneStatus, ...]) -> Iterator[Metric]:
+    calibrating = gauge("tectum_scene_calibrating", "1 until the scene has a threshold of its own", ("scene",))
+    threshold = gauge("tectum_scene_threshold", "What the scene's score is held against, probability", ("scene",))
+    blocks = gauge("tectum_scene_blocks", "Blocks of five minutes that the threshold rests on, or will", ("scene",))
+    alerts = gauge("tectum_scene_alerts", "Alerts of the model in the last day of blocks", ("scene",))
+    memory = gauge("tectum_scene_memory", "Normal embeddings that are known", ("scene", "modality"))
+    drift = gauge(
+        "tectum_scene_drift", "Distance of the last hour from the last week, in deviations", ("scene", "modality")
+    )
+    for scene in scenes:
+        calibrating.add_metric((scene.name,), float(scene.calibrating))
+        threshold.add_metric((scene.name,), scene.threshold)
+        blocks.add_metric((scene.name,), scene.blocks)
+        alerts.add_metric((scene.name,), scene.alerts)
+        for modality, count in scene.memory.items():
+            memory.add_metric((scene.name, modality), count)
+        for modality, distance in scene.drift.items():
+            drift.add_metric((scene.name, modality), distance)
+    yield from (calibrating, threshold, blocks, alerts, memory, drift)
 
 
 class _Server(socketserver.TCPServer):
@@ -260,6 +283,7 @@ class HealthService:
             wall_quality=self._clock.wall_quality(),
             sources=figures.sources,
             restarts=dict(figures.restarts),
+            scenes=figures.scenes,
         )
 
     def _beat(self) -> None:

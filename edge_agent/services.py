@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edge_agent.clock import Clock
 from edge_agent.config import SceneConfig
 from edge_agent.contract.event import MODALITIES, Event, Evidence, Message
-from edge_agent.contract.status import SourceStatus
+from edge_agent.contract.status import SceneStatus, SourceStatus
 from edge_agent.core.pipeline import Pipeline
 from edge_agent.core.records import CLOCK, Kind, Model, Packet, Sample, Scores, Source
 from edge_agent.errors import BundleError, SourceEnded, SourceError, StorageError, TectumError
@@ -47,6 +47,7 @@ _LATE_S = 2.0  #: silence after which a source counts as late, at least; else fi
 _RATE_NS = 2_000_000_000  #: what the rate is averaged over
 _TURN_S = 0.1
 _PACKETS_WAITING = 4096  #: in front of a recording
+_TELL_NS = 10 * 1_000_000_000  #: between two looks at how well the scenes are known
 _SAVE_NS = 600 * 1_000_000_000  #: between two snapshots of the scenes' state, a few MB each
 _STEP_MS_TO_NS = 1_000_000
 #: What an engine may raise for a model that loads and does not run; anything else is the supervisor's.
@@ -289,6 +290,7 @@ class PipelineService:
         self._scored = False
         self._counters: Mapping[str, int] = {}
         self._refused = 0
+        self._known: tuple[SceneStatus, ...] = ()
         self._lock = threading.Lock()
         self._request: tuple[Future[None], Model] | None = None
         self._trial: _Trial | None = None
@@ -303,6 +305,11 @@ class PipelineService:
     def counters(self) -> Mapping[str, int]:
         """The core's own, and `refused` (events that the sink could not take), `waiting` (samples in the mailbox)."""
         return {**self._counters, "refused": self._refused, "waiting": len(self._mailbox)}
+
+    @property
+    def scenes(self) -> tuple[SceneStatus, ...]:
+        """How well the scenes are known; at most ten seconds old."""
+        return self._known
 
     def idle_s(self) -> float:
         """Seconds since the loop turned last; above a few the pipeline hangs."""
@@ -345,7 +352,8 @@ class PipelineService:
         _write_state(self._state, pipeline.state(), durable=True)
 
     def _score(self, pipeline: Pipeline, stop: threading.Event) -> None:
-        saved_ns = self._clock.monotonic_ns()
+        saved_ns = told_ns = self._clock.monotonic_ns()
+        self._known = _statuses(pipeline)
         while True:
             stopping = stop.is_set()  # asked before the mailbox is emptied: the sources have stopped by then
             self._turned_ns = self._clock.monotonic_ns()
@@ -356,6 +364,9 @@ class PipelineService:
                 self._hand_on(self._push(pipeline, sample))
             if stopping:
                 return
+            if self._clock.monotonic_ns() - told_ns >= _TELL_NS:
+                told_ns = self._clock.monotonic_ns()
+                self._known = _statuses(pipeline)
             # A crash aborts what is open: a state that still held it would go on with events that are over.
             if self._clock.monotonic_ns() - saved_ns >= _SAVE_NS and not self._open:
                 saved_ns = self._clock.monotonic_ns()
@@ -480,6 +491,21 @@ class PipelineService:
             if stopping and self._request is not None:
                 self._request[0].cancel()
                 self._request = None
+
+
+def _statuses(pipeline: Pipeline) -> tuple[SceneStatus, ...]:
+    return tuple(
+        SceneStatus(
+            name=name,
+            calibrating=known.calibrating,
+            threshold=known.threshold,
+            blocks=known.blocks,
+            alerts=known.alerts,
+            memory=dict(known.memory),
+            drift={modality: round(drift, 2) for modality, drift in known.drift.items()},
+        )
+        for name, known in pipeline.conditions().items()
+    )
 
 
 class RecordService:

@@ -18,6 +18,18 @@ class SourceStatus(Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+class SceneStatus(Struct, frozen=True, kw_only=True):
+    """How well a scene is known: what it has learned of its own normal hours."""
+
+    name: Name
+    calibrating: bool  #: the bundle's threshold rules, because the scene is not known long enough
+    threshold: float  #: that the score is held against, probability
+    blocks: int  #: of five minutes that are known
+    alerts: int  #: in the last day of them, but for those that no threshold could have kept silent
+    memory: dict[str, int] = {}  #: normal embeddings known, by modality
+    drift: dict[str, float] = {}  #: of the last hour from the last week, in deviations, by modality
+
+
 class State(Struct, frozen=True, kw_only=True):
     """Retained birth message; with `online=False` the last will."""
 
@@ -51,6 +63,7 @@ class Health(Struct, frozen=True, kw_only=True):
     wall_quality: WallQuality
     sources: tuple[SourceStatus, ...] = ()
     restarts: dict[str, int] = {}
+    scenes: tuple[SceneStatus, ...] = ()
 
 
 class Desired(Struct, frozen=True, kw_only=True):

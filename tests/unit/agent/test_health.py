@@ -16,7 +16,7 @@ import pytest
 
 from edge_agent.clock import SystemClock
 from edge_agent.config import LogConfig
-from edge_agent.contract.status import Health, SourceStatus
+from edge_agent.contract.status import Health, SceneStatus, SourceStatus
 from edge_agent.health import Figures, HealthService, Metrics, configure_logging, redacted
 
 FIGURES = Figures(
@@ -25,6 +25,17 @@ FIGURES = Figures(
     engine="openvino",
     sources=(SourceStatus(name="door", state="late", samples=70, dropped=3, rate_hz=9.9),),
     restarts={"door": 2},
+    scenes=(
+        SceneStatus(
+            name="yard",
+            calibrating=False,
+            threshold=0.93,
+            blocks=861,
+            alerts=1,
+            memory={"vision": 211},
+            drift={"audio": 5.2},
+        ),
+    ),
     pipeline={"late": 4, "waiting": 1},
     outbox={"rows": 5, "bytes": 600, "evicted": 7, "accepted": 8},
     publish={"rows": 1, "in_flight": 2},
@@ -86,6 +97,12 @@ def test_every_part_is_in_the_metrics() -> None:
         'tectum_evidence_total{what="made"} 9.0',
         'tectum_events_total{label="fire",phase="new",scene="hall"} 1.0',
         "tectum_event_delay_seconds_count 1.0",
+        'tectum_scene_calibrating{scene="yard"} 0.0',
+        'tectum_scene_threshold{scene="yard"} 0.93',
+        'tectum_scene_blocks{scene="yard"} 861.0',
+        'tectum_scene_alerts{scene="yard"} 1.0',
+        'tectum_scene_memory{modality="vision",scene="yard"} 211.0',
+        'tectum_scene_drift{modality="audio",scene="yard"} 5.2',
         "tectum_steps_total 1.0",
         "tectum_step_seconds_count 1.0",
     ):
@@ -104,6 +121,7 @@ def test_the_heartbeat_comes_at_once_and_at_the_end() -> None:
         assert json.loads(get(service, "/health"))["outbox_rows"] == 5
     assert len(beats) == 2
     assert (beats[0].device, beats[0].evicted, beats[0].restarts) == ("box", 7, {"door": 2})
+    assert beats[0].scenes == FIGURES.scenes
     assert beats[0].step_p50_ms == pytest.approx(51)
     assert beats[0].step_p99_ms == pytest.approx(100)
     assert beats[0].rss_bytes > 1 << 20
