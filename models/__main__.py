@@ -1,4 +1,4 @@
-"""`python -m models train|evaluate|benchmark`: from data or verdicts to a bundle, and what a bundle is worth."""
+"""`python -m models train|evaluate|benchmark|ablate`: from data or verdicts to a bundle, and what it is worth."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from edge_agent.engine import installed, open_bundle
 from edge_agent.errors import BundleError, ConfigError
-from models import benchmark, recipe, verdicts
+from models import ablate, benchmark, recipe, verdicts
 from models.benchmark.record import Roots
-from models.config import PRESETS, preset
+from models.config import PRESETS, Logger, Run, preset
 from models.runtime import known_engines
 
 #: The bundle that comes with the agent.
@@ -49,10 +50,35 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--counter", type=int, default=1, help="release counter of a bundle made from data")
     train.add_argument("--verdicts", type=Path, help="JSON lines of `cloud-sync retrain`: train the head on them")
     train.add_argument("--start", type=Path, default=SHIPPED, help="bundle that a training from verdicts starts from")
+    _add_run(train)
     train.set_defaults(run=_train)
     _add_evaluate(commands)
     _add_benchmark(commands)
+    _add_ablate(commands)
     return parser
+
+
+def _add_run(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "--work", type=Path, help="folder of checkpoints and logs; the same one again resumes (default: OUT.training)"
+    )
+    train.add_argument("--logger", choices=get_args(Logger), default="tensorboard")
+    train.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: mixed precision")
+    train.add_argument("--processes", type=int, default=1, help="processes that share each batch (DDP over gloo)")
+    train.add_argument("--patience", type=int, default=0, help="looks without a lower loss before a stop; 0: never")
+
+
+def _add_ablate(commands: Commands) -> None:
+    ablate = commands.add_parser("ablate", help="what each fusion block and each objective is worth: one table")
+    ablate.add_argument(
+        "--out", type=Path, required=True, help="folder of embeddings, rows and table; again: resumes"
+    )
+    ablate.add_argument("--only", nargs="+", default=(), metavar="ROW", help="groups or rows (default: all)")
+    ablate.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no figures")
+    ablate.add_argument("--preset", default="first", choices=sorted(PRESETS))
+    ablate.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated parts")
+    ablate.add_argument("--bundle", type=Path, default=SHIPPED, help="its encoders make the embeddings")
+    ablate.set_defaults(run=_ablate)
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -89,7 +115,20 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     if options.verdicts is not None:
         return verdicts.retrain(options.verdicts, options.start, options.out, options.seed)
     root = None if options.data == "none" else _root(options.data)
-    return recipe.make(preset(options.preset), root, options.out, options.seed, options.counter)
+    run = Run(
+        folder=options.work or options.out.with_name(options.out.name + ".training"),
+        logger=options.logger,
+        precision=options.precision,
+        processes=options.processes,
+        patience=options.patience,
+    )
+    shape = replace(preset(options.preset), run=run)
+    return recipe.make(shape, root, options.out, options.seed, options.counter)
+
+
+def _ablate(options: argparse.Namespace) -> dict[str, Any]:
+    root = None if options.data == "none" else _root(options.data)
+    return ablate.run(options.out, preset(options.preset), root, options.bundle, options.only, quick=options.quick)
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class _Pairs(Term):
         self.project = nn.ModuleList(nn.Linear(width, width) for _ in MODALITIES)
 
     def forward(self, head: FusionHead, fused: Fused, batch: Batch) -> Tensor:
-        found = fused.logit.sum() * 0.0
+        found = torch.zeros(())
         for i, j in _PAIRS:
             rows = ((fused.present[:, i] > 0) & (fused.present[:, j] > 0) & (batch.together > 0)).nonzero()[:, 0]
             found = found + self.pair(head, fused, batch, rows, (i, j)) / len(_PAIRS)

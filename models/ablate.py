@@ -1,0 +1,340 @@
+"""What each way to fuse, and each objective, is worth: one table, on embeddings made once and kept.
+
+`python -m models ablate` writes one JSON file per row and, from all of them, a table and a plot. A row that is done
+is not done again; one whose definition, embeddings or schedule have changed is. Train windows are composed of train
+parts, the judged ones of dev parts: nothing judged has trained a head or an encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_agent.contract.event import MODALITIES
+from edge_agent.contract.manifest import GRAPHS
+from edge_agent.engine import compile_graphs, open_bundle
+from edge_agent.errors import ConfigError
+from models import bundle, recipe, runtime
+from models.config import Fusion, Preset, Schedule
+from models.data.compose import Windows
+from models.data.corpus import read_corpus
+from models.data.records import SPLITS
+from models.fusion import FusionHead
+from models.metrics import average_precision
+from models.network import fusion_head
+from models.pretrain import pretrain
+from models.progress import Progress
+from models.regimes import endless, rows, train_one_class, train_semi, train_weak
+from models.terms import Batch, Learner
+from models.train import deterministic, fit
+
+EMBEDDINGS = "embeddings.npz"
+SEEDS = (0, 1, 2)
+_SCHEDULE, _QUICK = Schedule(steps=700, batch=128, rate=2e-3), Schedule(steps=30, batch=64, rate=2e-3)
+_PRETRAINED = Schedule(steps=400, batch=128, rate=2e-3)
+#: Composed windows: those that train (modalities left out at random), and those that are judged (all there).
+_COUNT = {"train": 16384, "dev": 4096}
+_FEW = 0.05  #: share of the train windows that keep their labels where labels are few
+_TIMED = 300
+_TEACHER_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    group: str
+    name: str
+    fusion: Fusion = field(default_factory=Fusion)
+    #: supervised | masked or contrastive (pre-trained, then supervised) | weak | semi | one_class
+    regime: str = "supervised"
+    labels: float = 1.0  #: share of the train windows that have labels
+
+    @property
+    def key(self) -> str:
+        return f"{self.group}-{self.name}".replace(" ", "_").replace("%", "pc")
+
+
+def _with(*terms: str, weight: float = 0.3) -> Fusion:
+    return Fusion(terms=tuple((name, weight) for name in terms))
+
+
+#: In the order in which they are worth having: with too little time the last are left out.
+ROWS: tuple[Row, ...] = (
+    Row("baseline", "naive concatenation", Fusion("concatenation", "none")),
+    Row("baseline", "late mean", Fusion("late", "mean")),
+    *(Row("block", name, Fusion(name, "none")) for name in ("early", "hybrid", "attention", "gated")),
+    *(Row("block", name, Fusion(name, "none")) for name in ("low_rank", "bilinear", "pooling")),
+    Row("block", "late", Fusion("late", "alone")),
+    *(
+        Row("block + evidence", name, Fusion(name))
+        for name in ("concatenation", "early", "hybrid", "attention", "gated", "low_rank", "bilinear", "pooling")
+    ),
+    Row("missing", "zeros instead of learned tokens", Fusion(learned_tokens=False)),
+    Row("space", "shared", Fusion(space="shared")),
+    Row("space", "aligned", _with("align", weight=0.1)),
+    Row("space", "coordinated", _with("coordinate", weight=0.1)),
+    Row("transfer", "consistency", _with("consistency", weight=1.0)),
+    Row("transfer", "logit distillation", _with("distil_logits")),
+    Row("transfer", "feature distillation", _with("distil_features")),
+    Row("transfer", "attention transfer", _with("transfer_attention")),
+    Row("transfer", "adversarial alignment", _with("adversarial", weight=0.1)),
+    Row("pre-training", "masked modelling", regime="masked"),
+    Row("pre-training", "contrastive", regime="contrastive"),
+    Row("few labels", "5 % alone", labels=_FEW),
+    Row("few labels", "5 % and pseudo-labels", regime="semi", labels=_FEW),
+    Row("few labels", "5 % after masked modelling", regime="masked", labels=_FEW),
+    Row("few labels", "5 % after contrastive", regime="contrastive", labels=_FEW),
+    Row("weak labels", "episodes (MIL ranking)", regime="weak"),
+    Row("no labels", "normal windows (Deep SVDD)", regime="one_class"),
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Windows of cached embeddings by split, and what they are: a hash."""
+
+    train: Batch
+    dev: Batch
+    mark: str
+
+
+def run(
+    out: Path, preset: Preset, root: Path | None, shipped: Path, only: Sequence[str] = (), *, quick: bool = False
+) -> dict[str, Any]:
+    """Do the rows that are not done yet, write the table, and return it. ConfigError for an unknown row."""
+    chosen = select(only)
+    out.mkdir(parents=True, exist_ok=True)
+    windows = embedded(out / EMBEDDINGS, preset, root, shipped, quick=quick)
+    shown = Progress("rows", len(chosen))
+    for index, row in enumerate(chosen, 1):
+        work(row, preset, windows, out, quick=quick)
+        shown.at(index, row.key)
+    return table(out)
+
+
+def select(only: Sequence[str]) -> tuple[Row, ...]:
+    """All rows, or those of the named groups and rows. ConfigError lists what there is."""
+    known = {row.group for row in ROWS} | {row.key for row in ROWS}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"no row or group is named {', '.join(unknown)}; there are {', '.join(sorted(known))}", "--only"
+        )
+    return tuple(row for row in ROWS if not only or row.group in only or row.key in only)
+
+
+def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, quick: bool) -> Embedded:
+    """The windows in `path`, which are made first if they are not there or came from another bundle."""
+    opened = open_bundle(shipped)
+    arrays = bundle.load_arrays(path) if path.is_file() else {}
+    if not arrays or arrays["bundle"].item() != opened.hash:
+        engine = compile_graphs({name: opened.read(f"{name}.onnx") for name in GRAPHS}, opened.manifest)
+        corpus = read_corpus(root)
+        arrays = {"bundle": np.array(opened.hash)}
+        for split in SPLITS:
+            composer = recipe.compose(preset, recipe.gather(corpus, preset, split, 0), engine, 0)
+            missing = 0.15 if split == "train" else 0.0
+            count = _COUNT[split] // (16 if quick else 1)
+            drawn = composer.draw(np.random.default_rng([0, 61, split == "dev"]), count, missing=missing)
+            arrays |= {f"{split}_{name}": array for name, array in packed(drawn).items()}
+        bundle.save_arrays(path, arrays)
+    return Embedded(_unpacked(arrays, "train"), _unpacked(arrays, "dev"), _digest(path.read_bytes()))
+
+
+def packed(windows: Windows) -> dict[str, Any]:
+    """Windows as small arrays, with what `fusion_batch` needs to know of their origin."""
+    together = np.array([shown == "site" for shown in windows.shown], np.int8)
+    return {**recipe.packed(windows), "together": together}
+
+
+def _unpacked(arrays: Mapping[str, Any], split: str) -> Batch:
+    names = (*MODALITIES, "mask", "wrong", "own", "classes", "together")
+    return Batch(*(torch.from_numpy(np.asarray(arrays[f"{split}_{name}"], np.float32)) for name in names))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def work(row: Row, preset: Preset, windows: Embedded, out: Path, *, quick: bool) -> dict[str, Any]:
+    """The figures of one row, from its file if that is of the same row, embeddings and schedule."""
+    seeds = SEEDS[:1] if quick else SEEDS
+    schedule = _QUICK if quick else _SCHEDULE
+    mark = _digest(f"{row} {windows.mark} {seeds} {schedule}".encode())
+    path = out / "rows" / f"{row.key}.json"
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["mark"] == mark:
+        return dict(found)
+    begin = time.monotonic()
+    shape = replace(preset, head=row.fusion, fusion=schedule)
+    heads = [trained(row, shape, windows, seed) for seed in seeds]
+    judgements = [judged(score, windows.dev) for _, score in heads]
+    figures = {
+        "mark": mark,
+        "row": {**asdict(row), "fusion": asdict(row.fusion)},
+        "seeds": list(seeds),
+        "steps": schedule.steps,
+        "figures": {name: _spread([found[name] for found in judgements]) for name in judgements[0]},
+        "parameters": sum(p.numel() for p in heads[0][0].parameters()),
+        "ms": round(latency_ms(heads[0][0], shape), 3),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(figures, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, and the sample's standard deviation over the seeds (0 for one)."""
+    spread = stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(mean(values), 4), "spread": round(spread, 4), "each": [round(value, 4) for value in values]}
+
+
+Score = Callable[[Batch], Tensor]
+
+
+def trained(row: Row, shape: Preset, windows: Embedded, seed: int) -> tuple[FusionHead, Score]:
+    """A head trained as the row says, and what it scores windows by: (N,), higher is more anomalous."""
+    deterministic(seed)
+    head = fusion_head(shape)
+    few = rows(windows.train, torch.arange(int(len(windows.train.wrong) * row.labels)))
+    if row.regime == "weak":
+        train_weak(head, shape, windows.train, seed)
+    elif row.regime == "semi":
+        train_semi(head, shape, few, windows.train, seed)
+    elif row.regime == "one_class":
+        centre = train_one_class(head, shape, windows.train, seed)
+        return head, lambda batch: (head(*batch[:4])[3] - centre).square().sum(1)
+    else:
+        if row.regime in ("masked", "contrastive"):
+            steps = min(_PRETRAINED.steps, shape.fusion.steps)
+            blind = endless(windows.train, _PRETRAINED.batch, np.random.default_rng([seed, 62]))
+            pretrain(head, row.regime, shape, replace(_PRETRAINED, steps=steps), blind)
+        supervise(head, shape, few, seed, _teacher(shape, few, seed))
+    return head, lambda batch: head(*batch[:4])[0]
+
+
+def supervise(head: FusionHead, shape: Preset, windows: Batch, seed: int, teacher: FusionHead | None) -> None:
+    """The head on labelled windows, by the objectives of its shape."""
+    learner = Learner(head, shape.head.terms, shape.head.width, teacher)
+    batches = endless(windows, shape.fusion.batch, np.random.default_rng([seed, 63]))
+    fit("fusion", learner, shape.fusion, batches, learner.loss)
+
+
+def _teacher(shape: Preset, windows: Batch, seed: int) -> FusionHead | None:
+    """A wider head of the same kind, trained first, where the row has something to distil."""
+    if not any(name.startswith(("distil", "transfer")) for name, _ in shape.head.terms):
+        return None
+    wide = replace(shape, head=replace(shape.head, width=_TEACHER_WIDTH, terms=()))
+    teacher = fusion_head(wide)
+    supervise(teacher, wide, windows, seed, None)
+    return teacher
+
+
+def judged(score: Score, dev: Batch) -> dict[str, float]:
+    """AP with all there, of each alone, with each missing where it is not the only cause, and what that loses."""
+    known = rows(dev, torch.nonzero(dev.wrong >= 0)[:, 0])
+    label = known.wrong.numpy()
+    full = _scores(score, known)
+    found = {"ap": average_precision(label, full)}
+    causes = (known.own > 0.5).sum(1)
+    for index, name in enumerate(MODALITIES):
+        gone, alone = known.mask.clone(), torch.zeros_like(known.mask)
+        gone[:, :, index] = 0
+        alone[:, :, index] = known.mask[:, :, index]
+        part = ~((known.own[:, index] > 0.5) & (causes == 1)).numpy()
+        without = average_precision(label[part], _scores(score, known._replace(mask=gone))[part])
+        found[f"without_{name}"] = without
+        found[f"lost_{name}"] = average_precision(label[part], full[part]) - without
+        found[f"alone_{name}"] = average_precision(label, _scores(score, known._replace(mask=alone)))
+    return found
+
+
+def _scores(score: Score, windows: Batch) -> Any:
+    with torch.inference_mode():
+        return score(windows).numpy()
+
+
+def latency_ms(head: nn.Module, shape: Preset) -> float:
+    """Median time of one window through the exported head in float32 on one thread."""
+    made = runtime.make(shape, {"fusion": head}, {})
+    item: dict[str, NDArray[Any]] = {
+        name: np.zeros((shape.history, shape.embedding), np.float32) for name in MODALITIES
+    }
+    item["mask"] = np.ones((shape.history, len(MODALITIES)), np.float32)
+    for _, _, engine in runtime.variants(made, ("openvino",)):
+        times = []
+        for _ in range(_TIMED):
+            begin = time.perf_counter()
+            engine.run("fusion", [item])
+            times.append(time.perf_counter() - begin)
+        return float(np.median(times) * 1e3)
+    return float("nan")
+
+
+def table(out: Path) -> dict[str, Any]:
+    """All rows that are done, as JSON, as Markdown and as a plot."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (out / "rows").glob("*.json")}
+    done = [found[row.key] for row in ROWS if row.key in found]
+    (out / "ablations.json").write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+    (out / "ablations.md").write_text("\n".join(markdown(done)) + "\n", encoding="utf-8")
+    _plot(done, out / "ablations.svg")
+    return {"rows": len(done), "of": len(ROWS), "table": str(out / "ablations.md")}
+
+
+def markdown(done: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The table, one line per row, AP in percent with its spread."""
+    lines = [
+        "| group | row | fused AP | without vision | without audio | without sensors | parameters | ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in done:
+        figures = found["figures"]
+        cells = [_percent(figures["ap"])]
+        cells += [
+            f"{_percent(figures[f'without_{n}'])} ({-100 * figures[f'lost_{n}']['mean']:+.1f})" for n in MODALITIES
+        ]
+        row = found["row"]
+        lines.append(
+            f"| {row['group']} | {row['name']} | {' | '.join(cells)} | {found['parameters']} | {found['ms']:.2f} |"
+        )
+    return lines
+
+
+def _percent(figure: Mapping[str, float]) -> str:
+    return f"{100 * figure['mean']:.1f} ± {100 * figure['spread']:.1f}"
+
+
+def _plot(done: Sequence[Mapping[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "tectum"  # the same figures give the same file
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.28 * len(done) + 1.2), layout="constrained")
+    names = [f"{found['row']['group']}: {found['row']['name']}" for found in done][::-1]
+    for index, found in enumerate(reversed(done)):
+        ap = found["figures"]["ap"]
+        axes.errorbar(ap["mean"], index, xerr=ap["spread"], fmt="o", color="tab:blue", capsize=3)
+        worst = min(found["figures"][f"without_{name}"]["mean"] for name in MODALITIES)
+        axes.plot(worst, index, "|", color="tab:red", markersize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlabel(
+        "average precision on composed dev windows: fused (dot, ± over seeds), worst missing modality (bar)"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
