@@ -56,6 +56,18 @@ class Run:
     patience: int = 0  #: looks without a better figure (or loss) after which to stop; 0: never
 
 
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How trained encoders are made small."""
+
+    share: float = 0.5  #: of the channels of every group that no output depends on; 0: none is pruned
+    energy: float = 0.999  #: that a low-rank layer keeps of its weights; 1: none is factored
+    windows: int = 480  #: inputs of the training split to distil on
+    vision: Schedule = Schedule(steps=300, batch=16, rate=1e-3)
+    audio: Schedule = Schedule(steps=300, batch=48, rate=1e-3)
+    aware: Schedule = Schedule(steps=60, batch=16, rate=1e-4, decay=0.0)  #: in int8; 0 steps: scales alone
+
+
 #: No files, one process, to the last step.
 ALONE = Run()
 
@@ -81,8 +93,10 @@ class Preset:
     fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
     #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.
     tracks: int = 60
+    vision_taught: bool = True  #: by features of an ImageNet trunk too; needs its package, nothing of it ships
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
+    compression: Compression | None = None  #: None: int8 by scales alone
     sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
@@ -105,6 +119,7 @@ PRESETS = {
     "tiny": replace(
         _FIRST,
         name="tiny",
+        vision_taught=False,
         vision=Schedule(steps=3, batch=4, rate=3e-3),
         audio=Schedule(steps=3, batch=4, rate=4e-3, decay=0.03),
         sensors=Schedule(steps=5, batch=8, rate=3e-3),

@@ -59,10 +59,10 @@ def quantise(
         raise BundleError(f"{source}: no convolution of {_FEWEST} channels or more that int8 could be used for")
     found = dict(scales) if scales is not None else calibrate(model, windows)
     inputs = [window[None] for window in windows[:: max(1, len(windows) // _SCANNED)]]
-    wanted = _embeddings(model, inputs)
+    wanted = embeddings(model, inputs)
 
     def error(names: Collection[str]) -> float:
-        got = _embeddings(inserted(model, found, names), inputs)
+        got = embeddings(inserted(model, found, names), inputs)
         return float(np.sqrt(np.square(got - wanted).mean() / max(float(np.square(wanted).mean()), 1e-12)))
 
     errors = {name: error([name]) for name in layers}
@@ -92,9 +92,9 @@ def calibrate(model: onnx.ModelProto, windows: Sequence[NDArray[Any]]) -> dict[s
     names = sorted({*convolutions(model).values(), *(skip for skip, _ in ways_round(model).values())})
     seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     widest = dict.fromkeys(names, 0.0)
-    session = _session(_with_outputs(model, names))
+    running = session(with_outputs(model, names))
     for window in windows:
-        for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: window[None]}), strict=True):
+        for name, value in zip(names, running.run(names, {running.get_inputs()[0].name: window[None]}), strict=True):
             size = np.abs(value.ravel())
             widest[name] = max(widest[name], float(size.max()))
             seen[name].append(size[:: max(1, len(size) // _VALUES)])
@@ -238,7 +238,7 @@ def weight_scale(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     return scale.astype(np.float32)
 
 
-def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     larger = onnx.ModelProto()
     larger.CopyFrom(model)
     there = {port.name for port in larger.graph.output}
@@ -248,14 +248,15 @@ def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPro
     return larger
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _embeddings(model: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    session = _session(model)
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(["embedding"], {name: one})[0] for one in inputs])
+def embeddings(model: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """(n, D) of inputs that have their batch axis, by ONNX Runtime."""
+    running = session(model)
+    name = running.get_inputs()[0].name
+    return np.concatenate([running.run(["embedding"], {name: one})[0] for one in inputs])

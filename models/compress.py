@@ -1,0 +1,206 @@
+"""From a trained encoder to the one that ships: pruned, low rank where it pays, distilled, trained to bear int8.
+
+Every step is measured against the network that it came from, on windows of the training split that none of them
+learned from, and on whatever figures the caller's `judge` gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models import qat
+from models.config import Compression, Preset, Run, Schedule
+from models.export import export, fold
+from models.footprint import footprint
+from models.prune import Factored, distil, low_rank, prune
+from models.quantise import Layers, calibrate, embeddings, quantise
+
+#: Every how many windows one is left out of training, and measures instead.
+_HELD_OUT = 5
+_SCALES_ALONE = Compression(share=0.0, energy=1.0, aware=Schedule(0, 1, 1.0))
+Judge = Callable[[str, bytes], Mapping[str, float]]
+Windows = Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One graph after one step."""
+
+    graph: str
+    name: str
+    parameters: int
+    macs: int
+    bytes: int
+    error: float  #: distance of the embedding from the teacher's, as a share of its size, on windows held out
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A compressed graph: the module in float32, and the file that ships."""
+
+    module: nn.Module
+    plain: bytes
+    int8: bytes
+    layers: Layers
+    factored: Sequence[Factored]
+    steps: Sequence[Step]
+
+    def told(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "steps": [asdict(step) for step in self.steps],
+            "low_rank": [asdict(layer) for layer in self.factored],
+            "int8": asdict(self.layers),
+        }
+
+
+def shrink(
+    graph: str, module: nn.Module, preset: Preset, windows: Windows, *, seed: int, judge: Judge | None = None
+) -> Small:
+    """Compress one encoder's graph (`front` and `encoder`, as in `models.network`) the way that the preset says.
+
+    windows: raw inputs of the training split without the batch axis; no labels. BundleError if an export computes
+    something else than torch.
+    """
+    how = preset.compression or _SCALES_ALONE
+    torch.manual_seed(seed)
+    log = _Log(graph, preset, windows[::_HELD_OUT], judge)
+    learned = [window for index, window in enumerate(windows) if index % _HELD_OUT]
+    scaled = learned[:: max(1, len(learned) // preset.calibration_windows)]
+    log.add("teacher", log.exported(module))
+    student, factored = copy.deepcopy(module).eval(), []
+    schedule = how.vision if graph == "vision" else how.audio
+    if how.share > 0 or how.energy < 1:
+        example = _ready(module, torch.from_numpy(np.stack(learned[:2])))
+        student.encoder = prune(_encoder(student), example, how.share)
+        log.add("pruned", log.exported(student))
+        factored = low_rank(_encoder(student), how.energy) if how.energy < 1 else []
+        if any(layer.rank is not None for layer in factored):
+            log.add("low rank", log.exported(student))
+        batches = _batches(graph, module, learned, schedule.batch, [seed, 61])
+        distil(f"{graph} distilled", _encoder(student), _encoder(module), batches, schedule, run=preset.run)
+        log.add("distilled", log.exported(student))
+    student = fold(student)
+    plain = log.exported(student)
+    scales = calibrate(onnx.load_from_string(plain), scaled)
+    int8, layers = _rounded(plain, scaled, scales)
+    error = log.add("int8", int8)
+    if how.aware.steps:
+        batches = _batches(graph, student, learned, how.aware.batch, [seed, 62])
+        taught = _aware(
+            student, plain, scales, title=f"{graph} int8", batches=batches, schedule=how.aware, run=preset.run
+        )
+        plain_taught = log.exported(taught)
+        int8_taught, layers_taught = _rounded(plain_taught, scaled, scales)
+        if log.add("int8, trained for it", int8_taught) <= error:
+            student, plain, int8, layers = taught, plain_taught, int8_taught, layers_taught
+    return Small(student, plain, int8, layers, factored, log.steps)
+
+
+class _Log:
+    """The steps of one graph, each held against the first."""
+
+    def __init__(self, graph: str, preset: Preset, held: Windows, judge: Judge | None) -> None:
+        self._graph, self._preset, self._judge = graph, preset, judge
+        self._inputs = [window[None] for window in held]
+        self._teacher: NDArray[np.float32] | None = None
+        self.steps: list[Step] = []
+
+    def exported(self, module: nn.Module) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "plain.onnx"
+            export(module, self._preset, self._graph, path)
+            return path.read_bytes()
+
+    def add(self, name: str, data: bytes) -> float:
+        """Measure a step; its error."""
+        found = embeddings(onnx.load_from_string(data), self._inputs)
+        if self._teacher is None:
+            self._teacher = found
+        size = max(float(np.square(self._teacher).mean()), 1e-12)
+        error = float(np.sqrt(np.square(found - self._teacher).mean() / size))
+        weighed = footprint(data)
+        figures = self._judge(self._graph, data) if self._judge is not None else {}
+        self.steps.append(
+            Step(self._graph, name, weighed.parameters, weighed.macs, weighed.bytes, round(error, 5), dict(figures))
+        )
+        return error
+
+
+def _rounded(plain: bytes, windows: Windows, scales: Mapping[str, float]) -> tuple[bytes, Layers]:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(plain)
+        layers = quantise(source, target, windows, scales)
+        return target.read_bytes(), layers
+
+
+def _aware(
+    student: nn.Module,
+    plain: bytes,
+    scales: Mapping[str, float],
+    *,
+    title: str,
+    batches: Iterator[tuple[Tensor]],
+    schedule: Schedule,
+    run: Run,
+) -> nn.Module:
+    """The student after a short training in which it rounds as int8 will; it learns from itself in float32."""
+    rounding = qat.aware(student, onnx.load_from_string(plain), scales)
+    distil(title, _encoder(rounding), _encoder(student), batches, schedule, run=run)
+    return qat.plain(rounding)
+
+
+def _encoder(module: nn.Module) -> nn.Module:
+    return module.get_submodule("encoder")
+
+
+def _ready(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What the encoder gets of raw inputs."""
+    with torch.no_grad():
+        features: Tensor = module.get_submodule("front")(inputs)
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def _batches(
+    graph: str, module: nn.Module, windows: Windows, count: int, seed: Sequence[int]
+) -> Iterator[tuple[Tensor]]:
+    rng = np.random.default_rng(seed)
+    changed = _seen if graph == "vision" else _heard
+    while True:
+        chosen = rng.integers(0, len(windows), count)
+        inputs = np.stack([changed(rng, windows, int(index)) for index in chosen])
+        yield (_ready(module, torch.from_numpy(inputs)),)
+
+
+def _seen(rng: np.random.Generator, windows: Windows, index: int) -> NDArray[np.uint8]:
+    """A window (5, H, W), mirrored in half of the cases, in another light."""
+    frames = windows[index][:, :, ::-1] if rng.random() < 0.5 else windows[index]
+    light = np.arange(256) * rng.uniform(0.7, 1.25) + rng.uniform(-20, 20)
+    turned: NDArray[np.uint8] = np.clip(light, 0, 255).astype(np.uint8)[frames]
+    return turned
+
+
+def _heard(rng: np.random.Generator, windows: Windows, index: int) -> NDArray[np.int16]:
+    """PCM, louder or softer, over another window in half of the cases."""
+    pcm = windows[index].astype(np.float32) * 10 ** (rng.uniform(-15, 6) / 20)
+    if rng.random() < 0.5:
+        other = windows[int(rng.integers(len(windows)))].astype(np.float32)
+        power = [max(float(np.square(sound).mean()), 1.0) for sound in (pcm, other)]
+        pcm = pcm + other * np.sqrt(power[0] / power[1]) * 10 ** (rng.uniform(-20, 6) / 20)
+    if rng.random() < 0.3:
+        pcm = pcm + rng.normal(0, 10 ** rng.uniform(0, 3), len(pcm)).astype(np.float32)
+    mixed: NDArray[np.int16] = np.clip(np.rint(pcm), -32768, 32767).astype(np.int16)
+    return mixed

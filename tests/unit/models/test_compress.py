@@ -1,0 +1,181 @@
+"""Pruning, low rank, int8 and the training for it, on networks of a few seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
+
+from onnx import numpy_helper  # noqa: E402
+from torch import nn  # noqa: E402
+
+from edge_agent.errors import BundleError  # noqa: E402
+from models import qat  # noqa: E402
+from models.compress import shrink  # noqa: E402
+from models.config import Compression, Schedule, preset  # noqa: E402
+from models.encoders import VisionEncoder  # noqa: E402
+from models.export import export, fold  # noqa: E402
+from models.footprint import footprint, latencies  # noqa: E402
+from models.network import AudioGraph  # noqa: E402
+from models.prune import low_rank, parameters, prune  # noqa: E402
+from models.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
+
+SHORT = Schedule(steps=2, batch=4, rate=1e-4)
+SHAPE = replace(
+    preset("tiny"),
+    audio_channels=(32, 32, 32, 48),
+    compression=Compression(share=0.5, energy=0.9, vision=SHORT, audio=SHORT, aware=SHORT),
+)
+
+
+@pytest.fixture(scope="module")
+def sounds() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 10 ** rng.uniform(1, 3.5), 16_000).astype(np.int16) for _ in range(10)]
+
+
+@pytest.fixture(scope="module")
+def audio(sounds) -> AudioGraph:
+    torch.set_num_threads(1)
+    torch.manual_seed(5)
+    graph = AudioGraph(SHAPE).train()
+    with torch.no_grad():  # batch norm sees data, so that folding it is put to the test
+        for _ in range(4):
+            graph(torch.from_numpy(np.stack(sounds)))
+    return graph.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(audio, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("plain") / "audio.onnx"
+    export(audio, SHAPE, "audio", path)
+    return path
+
+
+def test_pruning_leaves_multiples_of_sixteen_and_the_outputs_as_they_are():
+    torch.manual_seed(0)
+    encoder, x = VisionEncoder((32, 48, 64), 64).eval(), torch.randn(2, 5, 32, 48)
+    pruned = prune(encoder, x, 0.5)
+    widths = {m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d) and m.out_channels > 1}
+    assert widths <= {16, 32, 64}
+    assert [y.shape for y in pruned(x)] == [y.shape for y in encoder(x)]
+    assert parameters(pruned) < parameters(encoder) / 2
+    assert all(torch.equal(a, b) for a, b in zip(prune(encoder, x, 0.0)(x), encoder(x), strict=True))
+
+
+def test_the_weakest_channels_go():
+    torch.manual_seed(0)
+    encoder = VisionEncoder((32, 32, 64), 64).eval()
+    with torch.no_grad():
+        encoder.stem[0].weight[::2] *= 1e-6
+        encoder.stem[1].weight[::2] *= 1e-6
+        encoder.down[0].weight[:, ::2] *= 1e-6
+    kept = prune(encoder, torch.randn(2, 5, 32, 48), 0.5).stem[0].weight
+    assert torch.equal(kept, encoder.stem[0].weight[1::2])
+
+
+def test_a_layer_of_low_rank_becomes_two_and_another_stays():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 32))
+    with torch.no_grad():
+        layers[0].weight.copy_(torch.randn(48, 4) @ torch.randn(4, 64))
+    x = torch.randn(3, 64)
+    wanted = layers(x)
+    found = low_rank(layers, 0.9999)
+    assert [layer.rank for layer in found] == [4, None]
+    assert torch.allclose(layers(x), wanted, atol=1e-4)
+
+
+def test_a_layer_that_int8_hurts_stays_in_float32(exported, sounds, tmp_path):
+    model = onnx.load(str(exported))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    name = next(n for n in convolutions(model) if "body.1.second" in n)
+    changes = {
+        # A channel that is never on, and weights for it that take all the steps of int8.
+        "encoder.body.1.first.weight": (slice(0, 1), 0.0, 0.0),
+        "encoder.body.1.first.bias": (slice(0, 1), 0.0, -1.0),
+        name: ((slice(None), 0), 0.0, 3000.0),
+    }
+    for tensor, (where, factor, more) in changes.items():
+        array = numpy_helper.to_array(tensors[tensor]).copy()
+        array[where] = array[where] * factor + more
+        tensors[tensor].CopyFrom(numpy_helper.from_array(array, tensor))
+    source, target = tmp_path / "odd.onnx", tmp_path / "int8.onnx"
+    source.write_bytes(model.SerializeToString())
+    layers = quantise(source, target, sounds, hurts=0.02)
+    assert layers.kept == (name,)
+    assert layers.error < layers.errors[name]
+    small = onnx.load(str(target))
+    assert next(t for t in small.graph.initializer if t.name == name).data_type == onnx.TensorProto.FLOAT
+
+
+def test_training_rounds_as_the_file_does(audio, exported, sounds):
+    model = onnx.load(str(exported))
+    scales = calibrate(model, sounds)
+    rounding = qat.aware(fold(audio), model, scales)
+    with torch.no_grad():
+        trained = rounding(torch.from_numpy(np.stack(sounds)))[0].numpy()
+    deployed = embeddings(inserted(model, scales, list(convolutions(model))), [sound[None] for sound in sounds])
+    exact = embeddings(model, [sound[None] for sound in sounds])
+    # What lies on the edge between two steps falls to either side; all else is the same.
+    assert np.square(trained - deployed).mean() < 0.4 * np.square(deployed - exact).mean()
+    with torch.no_grad():
+        again = qat.plain(rounding)(torch.from_numpy(np.stack(sounds)))[0].numpy()
+    assert np.abs(again - exact).max() < 1e-4
+
+
+def test_an_int8_file_tells_the_float_graph_that_it_stands_for(exported, sounds, tmp_path):
+    target = tmp_path / "int8.onnx"
+    quantise(exported, target, sounds)
+    inputs = [sound[None] for sound in sounds]
+    back = plain(onnx.load(str(target)))
+    assert not {node.op_type for node in back.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    assert footprint(back.SerializeToString()).parameters == footprint(exported.read_bytes()).parameters
+    off = np.abs(embeddings(back, inputs) - embeddings(onnx.load(str(exported)), inputs)).max()
+    assert off < 0.1
+
+
+def test_nothing_to_quantise_is_an_error(tmp_path, sounds):
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "empty.onnx"))
+    with pytest.raises(BundleError, match="no convolution"):
+        quantise(tmp_path / "empty.onnx", tmp_path / "small.onnx", sounds)
+
+
+def test_the_whole_way_tells_every_step(audio, sounds):
+    asked = []
+    small = shrink(
+        "audio", audio, SHAPE, sounds, seed=0, judge=lambda name, data: {"bytes": asked.append(name) or len(data)}
+    )
+    names = [step.name for step in small.steps]
+    assert names[:2] == ["teacher", "pruned"]
+    assert names[-3:] == ["distilled", "int8", "int8, trained for it"]
+    assert asked == ["audio"] * len(names)
+    teacher, last = small.steps[0], small.steps[-1]
+    assert teacher.error == 0
+    assert last.parameters < teacher.parameters / 2
+    assert last.macs < teacher.macs
+    assert len(small.int8) < teacher.bytes / 3
+    assert small.layers.quantised == small.layers.convolutions - 2
+
+
+def test_a_footprint_counts_by_hand():
+    weights = numpy_helper.from_array(np.zeros((8, 4, 3, 3), np.float32), "w")
+    side = onnx.helper.make_tensor_value_info
+    x = side("x", onnx.TensorProto.FLOAT, ["batch", 4, 10, 12])
+    y = side("y", onnx.TensorProto.FLOAT, ["batch", 8, 8, 10])
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv")
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    found = footprint(model.SerializeToString())
+    assert (found.parameters, found.macs) == (288, 8 * 8 * 10 * 36)
+
+
+def test_latencies_are_of_each_way():
+    found = latencies({"little": lambda: None, "much": lambda: sum(range(20_000))}, rounds=2, calls=5)
+    assert found["little"].p50 < found["much"].p50 <= found["much"].p99 <= found["much"].worst
