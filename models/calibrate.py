@@ -1,32 +1,53 @@
-"""Thresholds, chosen on simulated sites that trained nothing: quiet ones must stay quiet, episodes must be seen.
+"""Scores that are probabilities, and thresholds, both from data that trained nothing.
 
-Sites are played through the device's own pipeline, so what is counted is what would be sent.
+Temperatures (Guo et al., ICML 2017) are fitted on held-out windows, one for each output of the head, and folded into
+the exported graph: the device's score is calibrated wherever the graph runs. A positive factor changes no ranking.
+Calibrated is meant as in those windows, of which about half are wrong; at a quiet site far fewer are, which is what
+the scene's own blocks are for (`edge_agent.core.budget`).
+
+Thresholds are chosen on simulated sites, played through the device's own pipeline, so what is counted is what would
+be sent: quiet ones must stay quiet, episodes must be seen. A class names an event where it is right often enough.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from edge_agent.config import Channel, SceneConfig
-from edge_agent.contract.event import Event
+from edge_agent.contract.event import MODALITIES, Event
 from edge_agent.contract.manifest import Thresholds
 from edge_agent.core.pipeline import Pipeline
 from edge_agent.core.records import CLOCK, F32, Engine, Model, Sample, Scores
 from edge_agent.simulate import CHANNELS, Site, demo, quiet
 from models import bundle
 from models.config import CLASSES, Preset
+from models.data.compose import Composer, Windows
 from models.data.site import QUIET_SEEDS
+from models.fusion import FusionHead
 from models.progress import tracked
+from models.train import fusion_batch
 
 _ON_STEPS, _OFF_STEPS = 2, 4
 #: Logit units between the loudest quiet moment and the threshold, and between on and off.
 _MARGIN, _HYSTERESIS = 0.7, 1.5
 _LOWEST, _HIGHEST = 0.0, 5.0
 _CLASS = 0.5
+#: A class names an event from the lowest of these probabilities on at which so many of the named windows are right;
+#: fewer windows than that say nothing.
+_CLASS_LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_CLASS_PRECISION, _CLASS_FEWEST = 0.9, 20
+#: Held-out windows that temperatures are fitted on, and as many that they are judged on.
+_WINDOWS = 4000
+#: Bounds of a scale (one over the temperature), and bins of equal width that errors are told by.
+_SCALES = (0.05, 20.0)
+_BINS = 15
 _DEMO_SEEDS = (4000, 4001)
 _MS = 1_000_000
 #: Frames that a step needs: just before its end, and before its two looks back.
@@ -56,7 +77,99 @@ class Played:
         self.logits.append(scores.logit)
 
 
-def choose(engine: Engine, preset: Preset) -> tuple[Thresholds, dict[str, Any]]:
+def scale(logit: NDArray[Any], truth: NDArray[Any]) -> float:
+    """One over the temperature that makes sigmoid(scale * logit) most likely, for truths 0 or 1; 1 where there is
+    only one kind of truth. The likelihood is concave in the scale: golden-section search, to 1e-4."""
+    if not (truth > 0.5).any() or not (truth <= 0.5).any():
+        return 1.0
+    signed = np.where(truth > 0.5, logit, -logit).astype(np.float64)
+
+    def loss(exponent: float) -> float:
+        return float(np.logaddexp(0.0, -np.exp(exponent) * signed).mean())
+
+    low, high = (float(np.log(bound)) for bound in _SCALES)
+    golden = (np.sqrt(5.0) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return float(np.exp((low + high) / 2))
+
+
+def expected_error(logit: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Expected calibration error: |share that was so − mean probability| over 15 bins, weighted by their windows."""
+    probability = 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -60, 60)))
+    place = np.minimum((probability * _BINS).astype(int), _BINS - 1)
+    off = np.abs(np.bincount(place, truth - probability, _BINS))
+    return float(off.sum() / max(len(truth), 1))
+
+
+def likelihood_loss(logit: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Mean negative log likelihood, nats."""
+    return float(np.logaddexp(0.0, np.where(truth > 0.5, -logit, logit).astype(np.float64)).mean())
+
+
+def temperatures(head: FusionHead, composer: Composer, seed: int) -> dict[str, Any]:
+    """Fit the head's scales on held-out windows and set them; how far off each output is on others, before and after.
+
+    `composer` draws from a split that trained nothing. A modality that is missing or unclear says nothing.
+    """
+    fitted, judged = (composer.draw(np.random.default_rng([seed, key]), _WINDOWS) for key in (51, 52))
+    for buffer in head.scale.buffers():
+        buffer.fill_(1.0)
+    found = {name: scale(*pair) for name, pair in outputs(head, fitted).items()}
+    before = outputs(head, judged)
+    head.scale.logit.fill_(found["score"])
+    head.scale.classes.copy_(torch.tensor([found[name] for name in CLASSES]))
+    head.scale.modalities.copy_(torch.tensor([found[name] for name in MODALITIES]))
+    after = outputs(head, judged)
+    return {
+        name: {
+            "temperature": round(1 / found[name], 4),
+            "windows": len(truth),
+            "ece_before": round(expected_error(before[name][0], truth), 4),
+            "ece": round(expected_error(logit, truth), 4),
+            "nll_before": round(likelihood_loss(before[name][0], truth), 4),
+            "nll": round(likelihood_loss(logit, truth), 4),
+        }
+        for name, (logit, truth) in after.items()
+    }
+
+
+def outputs(head: FusionHead, windows: Windows) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """(logits, truths) of the fused score, of each modality's own and of each class, where the truth is known."""
+    parts = fusion_batch(windows)
+    with torch.inference_mode():
+        logit, classes, own, _ = (tensor.numpy() for tensor in head(*parts.embeddings, parts.mask))
+    known = windows.wrong >= 0
+    found = {"score": (logit[known], windows.wrong[known])}
+    for index, modality in enumerate(MODALITIES):
+        said = windows.own[:, index] >= 0
+        found[modality] = (own[said, index], windows.own[said, index])
+    for index, name in enumerate(CLASSES):
+        found[name] = (classes[:, index], windows.classes[:, index])
+    return found
+
+
+def class_levels(head: FusionHead, composer: Composer, seed: int) -> dict[str, float]:
+    """From which probability on each class names an event: the lowest at which 9 of 10 named windows are right."""
+    found = outputs(head, composer.draw(np.random.default_rng([seed, 53]), _WINDOWS))
+    levels = {}
+    for name in CLASSES:
+        logit, truth = found[name]
+        probability = 1 / (1 + np.exp(-np.clip(logit, -60, 60)))
+        named = [truth[probability >= level] for level in _CLASS_LEVELS]
+        good = [
+            level
+            for level, right in zip(_CLASS_LEVELS, named, strict=True)
+            if len(right) >= _CLASS_FEWEST and right.mean() >= _CLASS_PRECISION
+        ]
+        levels[name] = min(good, default=_CLASS)
+    return levels
+
+
+def choose(
+    engine: Engine, preset: Preset, classes: Mapping[str, float] | None = None
+) -> tuple[Thresholds, dict[str, Any]]:
     """Thresholds above everything that quiet sites sustain, and what of demo episodes they then catch."""
     open_wide = _model(engine, preset, bundle.UNCHOSEN)
     calm = [
@@ -70,7 +183,7 @@ def choose(engine: Engine, preset: Preset) -> tuple[Thresholds, dict[str, Any]]:
         off=_probability(on - _HYSTERESIS),
         on_steps=_ON_STEPS,
         off_steps=_OFF_STEPS,
-        classes=dict.fromkeys(CLASSES, _CLASS),
+        classes={**dict.fromkeys(CLASSES, _CLASS), **(classes or {})},
     )
     found = {
         "on": thresholds.on,
