@@ -36,6 +36,13 @@ def recorded(engine: Engine, preset: Preset, root: Path, seed: int) -> dict[str,
     }
 
 
+def alone(engine: Engine, graph: str, preset: Preset, root: Path) -> dict[str, float]:
+    """One encoder by itself on recorded data that trained nothing: AUC on fire_images, or on SESA's dev part."""
+    name, found = {"vision": ("fire_images_auc", _stills), "audio": ("sesa_dev_auc", _threats)}[graph]
+    label, score, _ = found(engine, preset, root)
+    return {name: round(auc(label, score), 4)}
+
+
 def _summary(label: NDArray[Any], score: NDArray[Any], group: Sequence[str] | None, seed: int) -> dict[str, Any]:
     low, high = interval(label, score, group, np.random.default_rng([seed, 31]))
     return {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,24 @@ from edge_agent.contract.manifest import GRAPHS
 from edge_agent.core.records import F32, Engine
 from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card, evaluate
+from models.compress import Judge, shrink
 from models.config import SOUNDS, Preset
 from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
 from models.data.corpus import Corpus, read_corpus
 from models.data.listening import padded
 from models.data.records import SPLITS, Recording, Split
-from models.data.staging import Stage
+from models.data.staging import Stage, Wrong
 from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
 from models.export import export
 from models.hearing import Told, train_audio
 from models.network import Network, build
 from models.progress import tracked
-from models.quantise import QUANTISED, Layers, quantise
+from models.quantise import QUANTISED
 from models.runtime import INPUT
-from models.train import deterministic, train_fusion, train_sensors, train_vision
+from models.seeing import train_vision
+from models.train import deterministic, train_fusion, train_sensors
 
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
@@ -87,34 +89,50 @@ def _told(clip: Recording, rate_hz: int) -> Told:
     return Told(clip.source, clip.label, clip.facts.get("kind", ""), clip.pcm(rate_hz))
 
 
-def export_encoders(network: Network, preset: Preset, parts: Parts, out: Path, seed: int) -> dict[str, Layers]:
-    """Write the four graphs; the encoders in int8 where it pays, the head as it is. How many layers became int8."""
+def export_encoders(
+    network: Network, preset: Preset, parts: Parts, out: Path, *, seed: int, judge: Judge | None = None
+) -> dict[str, Any]:
+    """Write the four graphs, the encoders compressed as the preset says; what became of those, step by step."""
     rng = np.random.default_rng([seed, 22])
-    windows = {name: _calibration(name, preset, parts, rng) for name in QUANTISED}
-    layers = {}
-    with TemporaryDirectory() as folder:
-        for name, module in network.graphs().items():
-            plain = Path(folder) / f"{name}.onnx"
-            export(module, preset, name, plain)
-            if name in windows:
-                layers[name] = quantise(plain, out / f"{name}.onnx", windows[name])
-            else:
-                (out / f"{name}.onnx").write_bytes(plain.read_bytes())
-    return layers
+    count = max(preset.calibration_windows, preset.compression.windows if preset.compression else 0)
+    told: dict[str, Any] = {}
+    for name, module in network.graphs().items():
+        target = out / f"{name}.onnx"
+        export(module, preset, name, target)
+        if name in QUANTISED:
+            small = shrink(name, module, preset, _inputs(name, preset, parts, count, rng), seed=seed, judge=judge)
+            target.write_bytes(small.int8)
+            told[name] = small.told()
+    return told
 
 
-def _calibration(name: str, preset: Preset, parts: Parts, rng: np.random.Generator) -> list[NDArray[Any]]:
-    """Inputs of the training split that int8 scales are taken from."""
-    count = preset.calibration_windows
+def _inputs(name: str, preset: Preset, parts: Parts, count: int, rng: np.random.Generator) -> list[NDArray[Any]]:
+    """Inputs of the training split that small encoders learn from large ones on, and int8 scales are taken from."""
     if name == "vision":
-        kinds = ("nothing", "fire", "odd")
-        return [parts.stage.picture(parts.stage.script(rng, kinds[i % 3])).frames for i in range(count)]  # type: ignore[arg-type]
-    found: list[NDArray[Any]] = []
+        kinds: tuple[Wrong, ...] = ("nothing", "fire", "odd")
+        each = count // 5 // len(parts.places)
+        found = [picture.frames for place in parts.places for picture in site.pictures(place, each, rng)]
+        staged = [parts.stage.picture(parts.stage.script(rng, kinds[i % 3])) for i in range(count - len(found))]
+        found += [picture.frames for picture in staged]
+        return [found[int(i)] for i in rng.permutation(len(found))]
+    heard: list[NDArray[Any]] = []
     for index in rng.integers(0, len(parts.clips), count):
         pcm = padded(parts.clips[int(index)].pcm(preset.audio_spec.rate_hz), preset.audio_spec)
         start = int(rng.integers(0, len(pcm) - preset.audio_spec.samples + 1))
-        found.append(pcm[start : start + preset.audio_spec.samples])
-    return found
+        heard.append(pcm[start : start + preset.audio_spec.samples])
+    return heard
+
+
+def _judge(preset: Preset, root: Path | None) -> Judge | None:
+    """Figures of one graph alone on recorded data that trained nothing; for the report, nothing is chosen by them."""
+    if root is None:
+        return None
+    manifest = bundle.manifest(preset, bundle.UNCHOSEN, 0, {}, bundle.now())
+
+    def judge(graph: str, data: bytes) -> dict[str, float]:
+        return evaluate.alone(compile_graphs({graph: data}, manifest), graph, preset, root)
+
+    return judge
 
 
 def open_engine(folder: Path, preset: Preset) -> Engine:
@@ -194,10 +212,12 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
     parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
     network = build(preset, seed)
     train_encoders(network, preset, parts["train"], seed)
-    layers = export_encoders(network, preset, parts["train"], out, seed)
+    made = export_encoders(network, preset, parts["train"], out, seed=seed, judge=_judge(preset, root))
+    (out / bundle.COMPRESSION).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     engine = open_engine(out, preset)
     composers = {split: compose(preset, parts[split], engine, seed) for split in SPLITS}
     train_fusion(network.fusion, preset, composers["train"], seed)
+    calibration = calibrate.temperatures(network.fusion, composers["dev"], seed)
     export(network.fusion, preset, "fusion", out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, network.fusion)
     _save_replay(out, composers, seed)
@@ -208,10 +228,16 @@ def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int =
         "sets": list(corpus.sets),
         "balance": balance.markdown(balance.table(corpus.recordings)) if corpus.sets else [],
         "sounds": list(SOUNDS),
-        "int8": {name: f"{found.quantised} of {found.convolutions} convolutions" for name, found in layers.items()},
+        "int8": {
+            name: f"{told['int8']['quantised']} of {told['int8']['convolutions']} convolutions"
+            for name, told in made.items()
+        },
+        "calibration": calibration,
         "training_s": round(time.monotonic() - begin),
     }
-    thresholds, figures["thresholds"] = calibrate.choose(open_engine(out, preset), preset)
+    thresholds, figures["thresholds"] = calibrate.choose(
+        open_engine(out, preset), preset, calibrate.class_levels(network.fusion, composers["dev"], seed)
+    )
     figures["composed"] = evaluate.composed(open_engine(out, preset), composers["dev"], seed)
     if root is not None:
         figures["recorded"] = evaluate.recorded(open_engine(out, preset), preset, root, seed)
