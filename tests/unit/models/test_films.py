@@ -41,7 +41,7 @@ def test_motion_tells_a_moving_film_from_a_still_one() -> None:
     quiet, lively = motion(film(speed=0.0)), motion(film())
     assert quiet.shape == lively.shape == (MOTION_FIGURES,)
     assert np.isfinite(motion(Film(film(1).frames))).all()
-    assert lively[4] > quiet[4] + 1.0  # logarithm of the fastest half percent
+    assert lively[4] > quiet[4] + 1.0  # logarithm of the fastest half percent, mean over time
 
 
 def test_a_zoomed_film_shows_what_moves() -> None:
