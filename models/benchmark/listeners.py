@@ -26,7 +26,7 @@ from models.train import deterministic
 PRESET = preset("first")
 SPEC = PRESET.audio_spec
 _RATE, _DECAY = 4e-3, 0.03
-_CALIBRATION = 128  #: windows that int8 scales are taken from
+CALIBRATION = 128  #: windows that int8 scales are taken from
 #: Processes that train at once: figures are promised for a machine of two cores.
 _PROCESSES = 2
 
@@ -76,7 +76,7 @@ def made_of(listener: Listener, clips: Sequence[Clip], seed: int) -> Made:
     """The listener exported, and in int8 with scales from training clips."""
     rng = np.random.default_rng([seed, 42])
     windows = []
-    for index in rng.integers(0, len(clips), _CALIBRATION):
+    for index in rng.integers(0, len(clips), CALIBRATION):
         of_clip = windows_of(clips[int(index)].pcm, SPEC)
         windows.append(of_clip[int(rng.integers(len(of_clip)))])
     return make(PRESET, {"audio": listener}, {"audio": windows}, {"audio": listener.outputs})

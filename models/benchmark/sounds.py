@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, I16, Engine
+from models.benchmark import recordings
 from models.benchmark.listeners import (
     PRESET,
     SPEC,
@@ -235,7 +236,7 @@ class _Training:
     seed: int
 
 
-def _esc_train(roots: Roots, left_out: str) -> list[Clip]:
+def esc_train(roots: Roots, left_out: str) -> list[Clip]:
     found = _esc_parts(roots)
     known = [*found.train, *found.test] if roots.same else found.train
     return _clips(roots.train, [row for row in known if row["fold"] != left_out], _esc_file)
@@ -250,12 +251,13 @@ def esc_course(clips: Sequence[Clip], others: Sequence[Clip]) -> Course:
     names = [clip.name for clip in clips]
     known = heard(clips)
     lesson = Lesson(known, {KINDS: names}, {KINDS: 1.0}, _ESC_BATCH, balanced=True)
-    return Course([lesson], heard(others) or known, {KINDS: tuple(sorted(set(names)))})
+    heads = {KINDS: tuple(sorted(set(names)))}
+    return Course([lesson], heard(others) or known, heads, snr_db=(0.0, 25.0), noisy=0.4)
 
 
 def _esc_weights(training: _Training) -> dict[str, NDArray[Any]]:
     """Weights of a listener that never heard the fold left out."""
-    clips = _esc_train(training.roots, training.left_out)
+    clips = esc_train(training.roots, training.left_out)
     listener = trained(esc_course(clips, _casual(training.roots)), training.steps, training.seed)
     return {name: tensor.numpy() for name, tensor in listener.state_dict().items()}
 
@@ -277,7 +279,7 @@ def esc10_recipe(roots: Roots, seed: int) -> Block:
     weights = side_by_side(_esc_weights, [_Training(roots, fold, steps, seed) for fold in left_out])
     judged_folds = []
     for fold, known in zip(left_out, weights, strict=True):
-        train = _esc_train(roots, fold)
+        train = esc_train(roots, fold)
         kinds = tuple(sorted({clip.name for clip in train}))
         listener = listener_of({KINDS: kinds}, known)
         test = _clips(roots.test, [row for row in tested if not fold or row["fold"] == fold], _esc_file)
@@ -339,5 +341,6 @@ def esc10_bundle(roots: Roots, seed: int, shipped: Path) -> Block:
 
 SETS = {
     "sesa": Task(sesa_recipe, sesa_bundle, {"accuracy": 0.924, "threat_auc": 0.98}),
+    "audio_folder": recordings.TASK,
     "esc10": Task(esc10_recipe, esc10_bundle, {"accuracy": 0.878}),
 }

@@ -1,0 +1,250 @@
+"""Any folder of sounds (`audio_folder`): what is unusual in it, and what is what where that is labelled.
+
+Layout, in `audio_folder/` below each root, or in the root itself:
+
+* `labels.csv` with the columns file, label, and split, group, start_s, end_s if there are any; or
+* folders as MIMII has them, `<machine>/id_<nn>/normal|abnormal/*.wav`.
+
+`normal` (or `ok`, `good`, `casual`, `0`) is normal; any other label is wrong, and the name of a class. Where nothing
+of the train root is labelled all of it counts as normal. Without splits and with one root for both, a quarter of the
+groups is tested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.memory import Memory
+from edge_agent.core.records import F32, I16, Engine
+from edge_agent.errors import ConfigError
+from models.benchmark.listeners import PRESET, SPEC, Clip, clip_outputs, heard, made_of, start_of, trained
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
+from models.benchmark.splits import DEV, TRAIN, folds
+from models.data import public
+from models.data.listening import Heard, windows_of
+from models.data.records import NORMAL, Recording
+from models.frontend import log_mel
+from models.hearing import Course, Lesson
+from models.metrics import accuracy, auc
+from models.runtime import shipped_variants, through, variants
+
+_FOLDER = "audio_folder"
+_NORMAL = (NORMAL, "ok", "good", "casual", "0")
+STEPS = 700
+_BATCH = 32
+#: Clips of one name that make it a class to learn; clips that train at most.
+_FEWEST, _MOST = 8, 1500
+_NAMES, _PRETEXT = "names", "pretext"
+_TESTED = 4  #: one of so many groups is tested where the folder has no splits
+_TOP = 0.25  #: share of a clip's windows, the strangest, that speak for it
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The clips that train and that are tested; a name is NORMAL, a class, or empty."""
+
+    train: list[Clip]
+    test: list[Clip]
+    split: str
+    notes: list[str]
+
+    @property
+    def normal(self) -> list[Clip]:
+        """Training clips in which nothing is wrong."""
+        return [clip for clip in self.train if clip.name == NORMAL]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What training clips are called, if it is more than one name."""
+        counts = Counter(clip.name for clip in self.train if clip.name)
+        found = sorted(name for name, count in counts.items() if count >= _FEWEST)
+        return tuple(found) if len(found) > 1 else ()
+
+
+def read_folder(roots: Roots, seed: int) -> Folder:
+    """ConfigError where there is no sound, nothing labelled to test or nothing to train on."""
+    known = _recordings(roots.train)
+    if not roots.same:
+        train = [r for r in known if r.split in ("", TRAIN, DEV)]
+        test = _recordings(roots.test)
+        split = "trained on the train root, tested on every labelled sound of the test root"
+    elif {TRAIN, DEV} <= {r.split for r in known}:
+        train, test = ([r for r in known if r.split == part] for part in (TRAIN, DEV))
+        split = "trained on split train, tested on split dev"
+    else:
+        fold = folds([r.group for r in known], _TESTED, seed)
+        train = [r for r, at in zip(known, fold, strict=True) if at]
+        test = [r for r, at in zip(known, fold, strict=True) if not at]
+        split = "tested on a quarter of the groups, trained on the others"
+    if not any(r.label or r.spans for r in train):
+        notes = ["nothing of the train root is labelled: all of it counts as normal"]
+        found = _clips(train, NORMAL, seed)
+    else:
+        notes, found = [], _clips(train, "", seed)
+    asked = [clip for clip in _clips(test, "", seed, most=len(test)) if clip.name]
+    if not asked or not found:
+        raise ConfigError(
+            f"{roots.test}: {len(asked)} labelled sounds to test, {len(found)} to train on; see labels.csv"
+        )
+    return Folder(found, asked, split, notes)
+
+
+def _recordings(root: Path) -> list[Recording]:
+    base = root / _FOLDER if (root / _FOLDER).is_dir() else root
+    layout = public.mimii if any(base.rglob("id_*/normal")) else public.audio_folder
+    return layout(base)
+
+
+def _clips(recordings: Sequence[Recording], unlabelled: str, seed: int, most: int = _MOST) -> list[Clip]:
+    """The sounds, `most` of them drawn by seed; those that are empty left out."""
+    order = np.random.default_rng([seed, 44]).permutation(len(recordings))[:most]
+    chosen = [recordings[int(i)] for i in np.sort(order)]
+    clips = [Clip(r.item, _name(r) or unlabelled, r.pcm(SPEC.rate_hz)) for r in chosen]
+    return [clip for clip in clips if len(clip.pcm)]
+
+
+def _name(recording: Recording) -> str:
+    label = recording.spans[0].label if recording.spans else recording.label
+    return NORMAL if label.lower() in _NORMAL else label
+
+
+def folder_course(data: Folder, seed: int) -> Course:
+    """Names where there are some; and always which of several changes was made to a normal clip.
+
+    The second needs no label: who can tell a sound from its changed copies knows what it usually is like (Golan and
+    El-Yaniv, NeurIPS 2018).
+    """
+    rng = np.random.default_rng([seed, 45])
+    lessons, heads = [], {}
+    noise: list[Heard] = []
+    if data.names:
+        known = [clip for clip in data.train if clip.name in data.names]
+        noise = heard(known)
+        heads[_NAMES] = data.names
+        lessons.append(Lesson(noise, {_NAMES: [c.name for c in known]}, {_NAMES: 1.0}, _BATCH, balanced=True))
+    if data.normal:
+        copies = [Clip(c.item, name, change(c.pcm, name, rng)) for c in data.normal for name in (NORMAL, *CHANGES)]
+        heads[_PRETEXT] = (NORMAL, *CHANGES)
+        pretext = {_PRETEXT: [c.name for c in copies]}
+        lessons.append(Lesson(heard(copies), pretext, {_PRETEXT: 0.3 if data.names else 1.0}, _BATCH))
+        noise = noise or heard(data.normal)
+    return Course(lessons, noise, heads)
+
+
+CHANGES = ("reversed", "faster", "slower", "trembling", "rattling")
+
+
+def change(pcm: I16, name: str, rng: Rng) -> I16:
+    """The clip with one of CHANGES made to it; NORMAL: as it is."""
+    time = np.arange(len(pcm))
+    if name == "reversed":
+        return pcm[::-1].copy()
+    if name in ("faster", "slower"):
+        pace = rng.uniform(1.2, 1.5) ** (1 if name == "faster" else -1)
+        return np.asarray(np.interp(time * pace % max(len(pcm) - 1, 1), time, pcm), np.int16)
+    if name == "trembling":
+        beat = 1 + rng.uniform(0.5, 0.9) * np.sin(time * 2 * np.pi * rng.uniform(3, 12) / SPEC.rate_hz)
+        return np.asarray(np.clip(pcm * beat, -32768, 32767), np.int16)
+    if name == "rattling":
+        hits = (rng.random(len(pcm)) < rng.uniform(3, 15) / SPEC.rate_hz) * rng.uniform(2, 6)
+        ring = np.exp(-np.arange(400) / 60) * np.sin(np.arange(400) * rng.uniform(0.3, 2.0))
+        wave = pcm + np.convolve(hits, ring, "same") * (np.abs(pcm.astype(np.float64)).mean() + 1)
+        return np.asarray(np.clip(wave, -32768, 32767), np.int16)
+    return pcm
+
+
+def recipe(roots: Roots, seed: int) -> Block:
+    """A listener of this folder. The score of a clip is how far it is from the normal ones; where wrong ones train,
+    the odds that it is one of them."""
+    data = read_folder(roots, seed)
+    listener = trained(folder_course(data, seed), STEPS, seed)
+    made = made_of(listener, data.train, seed)
+
+    def judge(engine: Engine) -> Judged:
+        said: list[str] = []
+        score = novelty(engine, data) if data.normal else None
+        if data.names:
+            logits = clip_outputs(engine, [clip.pcm for clip in data.test], (_NAMES,))[_NAMES]
+            said = [data.names[int(i)] for i in logits.argmax(1)]
+            if NORMAL in data.names:
+                usual = data.names.index(NORMAL)
+                others = np.delete(logits, usual, 1)
+                score = np.asarray(np.log(np.exp(others).sum(1)) - logits[:, usual], np.float32)
+        return _figures(data, score, said)
+
+    found = judged(variants(made, roots.engines), judge)
+    return Block(found, len(data.test), data.split, baselines=_plain(data), notes=data.notes)
+
+
+def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
+    """The shipped embedding and a memory of the normal clips."""
+    data = read_folder(roots, seed)
+
+    def judge(engine: Engine) -> Judged:
+        return _figures(data, novelty(engine, data) if data.normal else None, [])
+
+    found = judged(shipped_variants(shipped, roots.engines), judge)
+    return Block(found, len(data.test), data.split, [start_of(shipped)], notes=data.notes)
+
+
+def novelty(engine: Engine, data: Folder) -> F32:
+    """How far each tested clip is from the normal ones, (clips,): the mean of its strangest windows."""
+    normal = np.concatenate([windows_of(clip.pcm, SPEC) for clip in data.normal])
+    memory = Memory(PRESET.embedding)
+    memory.fill(through(engine, "audio", normal)["embedding"])
+    found = []
+    for clip in data.test:
+        embedding = through(engine, "audio", windows_of(clip.pcm, SPEC))["embedding"]
+        found.append(_strangest(np.array([memory.novelty(vector) for vector in embedding])))
+    return np.array(found, np.float32)
+
+
+def _strangest(values: NDArray[np.float64]) -> float:
+    """Mean of the highest quarter, of one at least."""
+    return float(np.sort(values)[-max(int(len(values) * _TOP), 1) :].mean())
+
+
+def _plain(data: Folder) -> dict[str, dict[str, float]]:
+    """What needs no training: the nearest normal clip by the mean and the spread of its log-mel."""
+    if not data.normal or not any(clip.name != NORMAL for clip in data.test):
+        return {}
+    known, asked = (_statistics(clips) for clips in (data.normal, data.test))
+    scale = known.std(0) + 1e-3
+    score = np.array([np.square((known - row) / scale).sum(1).min() for row in asked])
+    return {"mel statistics": {"auc": auc(_wrong(data.test), score)}}
+
+
+def _statistics(clips: Sequence[Clip]) -> F32:
+    mels = [log_mel(sound.power).numpy() for sound in heard(clips)]
+    return np.stack([np.concatenate([mel.mean(1), mel.std(1)]) for mel in mels])
+
+
+def _wrong(clips: Sequence[Clip]) -> F32:
+    return np.array([clip.name != NORMAL for clip in clips], np.float32)
+
+
+def _figures(data: Folder, score: F32 | None, said: Sequence[str]) -> Judged:
+    """`auc` where there is a score, `accuracy` where names were said."""
+    metrics: dict[str, float] = {}
+    rows: list[Prediction] = []
+    label = _wrong(data.test)
+    if score is not None:
+        metrics["auc"] = auc(label, score)
+        rows += [
+            Prediction("wrong", c.item, float(a), float(b)) for c, a, b in zip(data.test, label, score, strict=True)
+        ]
+    if said:
+        metrics["accuracy"] = accuracy(np.array([clip.name for clip in data.test]), np.array(said))
+        rows += [Prediction("class", c.item, c.name, name) for c, name in zip(data.test, said, strict=True)]
+    return Judged(metrics, rows)
+
+
+TASK = Task(recipe, bundle, {})
