@@ -41,8 +41,8 @@ from models.train import deterministic, fit
 
 EMBEDDINGS = "embeddings.npz"
 SEEDS = (0, 1, 2)
-_SCHEDULE, _QUICK = Schedule(steps=700, batch=128, rate=2e-3), Schedule(steps=30, batch=64, rate=2e-3)
-_PRETRAINED = Schedule(steps=400, batch=128, rate=2e-3)
+_SCHEDULE, _QUICK = Schedule(steps=500, batch=128, rate=2e-3), Schedule(steps=30, batch=64, rate=2e-3)
+_PRETRAINED = Schedule(steps=300, batch=128, rate=2e-3)
 #: Composed windows: those that train (modalities left out at random), and those that are judged (all there).
 _COUNT = {"train": 16384, "dev": 4096}
 _FEW = 0.05  #: share of the train windows that keep their labels where labels are few

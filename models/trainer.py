@@ -79,7 +79,10 @@ class _Training(LightningModule):
 
     def configure_optimizers(self) -> Any:
         schedule = self._schedule
-        optimiser = torch.optim.AdamW(self.module.parameters(), schedule.rate, weight_decay=schedule.decay)
+        # In one call for all weights: of a small net's step, a third went into many small operations. (Fused would be
+        # faster still, but Lightning allows no clipping with it in mixed precision.)
+        parameters = self.module.parameters()
+        optimiser = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.decay, foreach=True)
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.15)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
@@ -264,8 +267,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _blend(average: dict[str, Tensor], module: nn.Module, keep: float) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.dtype.is_floating_point:
-            average[name].mul_(keep).add_(tensor.detach(), alpha=1 - keep)
-        else:
-            average[name].copy_(tensor)
+    """Move the average towards the module's weights, in one operation for all of them."""
+    now = module.state_dict()
+    floats = [name for name, tensor in now.items() if tensor.dtype.is_floating_point]
+    torch._foreach_lerp_([average[name] for name in floats], [now[name] for name in floats], 1 - keep)
+    for name in now.keys() - set(floats):
+        average[name].copy_(now[name])
