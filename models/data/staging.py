@@ -84,24 +84,24 @@ class Stage:
                 self.stills[index] = self._still(rng)
             film = self.stills[index]
         start = int(rng.integers(3, max(len(film), 4)))
-        zoom = rng.uniform(1.0, 1.8)
-        gains = rng.uniform(0.55, 1.3) * rng.uniform(0.9, 1.1, 3)
-        return Script(
-            film,
-            start,
-            bool(rng.random() < 0.5),
-            (zoom, rng.random(), rng.random()),
-            (float(gains[0]), float(gains[1]), float(gains[2])),
-            wrong,
-            int(rng.integers(1 << 31)),
-            bool(rng.random() < 0.4),
-        )
+        return _filmed(rng, film, start, wrong, still=True)
 
     def _still(self, rng: Rng) -> U8:
         return flames.still(rng, self.spec.height, self.spec.width)[None]
 
+    def scene(self, film: U8 | None, start: int, seed: int) -> Script:
+        """A scene before a film of one's own choosing, or a made-up still; the seed tells how it is filmed."""
+        rng = np.random.default_rng([seed, 6])
+        chosen = self.stills[int(rng.integers(len(self.stills)))] if film is None else film
+        return _filmed(rng, chosen, start, "nothing", still=len(chosen) == 1)
+
     def picture(self, script: Script, step: int = 0) -> Picture:
-        """The scene of a script at its n-th step (500 ms apart)."""
+        """The scene of a script at its n-th step (500 ms apart), as the graph wants it."""
+        views, cells = self.views(script, step)
+        return Picture(prepare.vision((views[0], views[1], views[2]), self.spec), cells_of(cells), script.wrong)
+
+    def views(self, script: Script, step: int = 0) -> tuple[U8, F32]:
+        """The scene at its n-th step: now and at the two looks back, uint8 (3, H, W, 3); and where it is wrong."""
         rng = np.random.default_rng([script.seed, 7])
         views = self._background(script, step)
         cells = np.zeros(views.shape[1:3], np.float32)
@@ -112,15 +112,13 @@ class Stage:
         elif script.wrong == "odd":
             self._disturb(rng, views, cells, step)
         filmed = _camera(np.random.default_rng([script.seed, 8, step]), views, script.frozen)
-        graded = _graded(np.random.default_rng([script.seed, 9]), filmed)
-        frames = prepare.vision((graded[0], graded[1], graded[2]), self.spec)
-        return Picture(frames, cells_of(cells), script.wrong)
+        return _graded(np.random.default_rng([script.seed, 9]), filmed), cells
 
     def _background(self, script: Script, step: int) -> F32:
         film = script.film
         # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
         last = len(film) - 1
-        index = [_bounce(script.start + 5 * step - back, last) for back in (0, 1, 3)]
+        index = [bounced(script.start + 5 * step - back, last) for back in (0, 1, 3)]
         views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
         zoom, x, y = script.zoom
         height, width = views.shape[1:3]
@@ -209,7 +207,23 @@ class Stage:
             np.maximum(cells, mark, out=cells)
 
 
-def _bounce(index: int, last: int) -> int:
+def _filmed(rng: Rng, film: U8, start: int, wrong: Wrong, *, still: bool) -> Script:
+    """Where the camera stands and how it sees; one that may film a still does not move in 0.4 of the cases."""
+    zoom = rng.uniform(1.0, 1.8)
+    gains = rng.uniform(0.55, 1.3) * rng.uniform(0.9, 1.1, 3)
+    return Script(
+        film,
+        start,
+        bool(rng.random() < 0.5),
+        (zoom, rng.random(), rng.random()),
+        (float(gains[0]), float(gains[1]), float(gains[2])),
+        wrong,
+        int(rng.integers(1 << 31)),
+        bool(rng.random() < 0.4) and still,
+    )
+
+
+def bounced(index: int, last: int) -> int:
     """Play back and forth: index folded into 0..last."""
     index = abs(index) % (2 * last) if last else 0
     return index if index <= last else 2 * last - index

@@ -44,8 +44,20 @@ class Trace:
     active: NDArray[np.bool_]
 
 
-def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequence[Log] = ()) -> Trace:
-    """A random site's sensors over `steps` steps; `wrong` (one of WRONG) begins in the second half."""
+def trace(  # noqa: PLR0917
+    rng: Rng,
+    steps: int,
+    step_s: float,
+    wrong: str | None,
+    tables: Sequence[Log] = (),
+    spell: tuple[float, float] | None = None,
+    hard: str = "",
+) -> Trace:
+    """A random site's sensors over `steps` steps; `wrong` (one of WRONG) begins in the second half.
+
+    spell: (at, for so long) in s instead; then normal and wrong traces report equally often, within 4 s.
+    hard: what is sure to happen at that time without being wrong, `door_slam` or `dropped_sensor`.
+    """
     t = np.arange(steps, dtype=np.float64) * step_s
     values = _ordinary(rng, t, tables)
     kit = set(_KITS[int(rng.integers(len(_KITS)))])
@@ -55,11 +67,16 @@ def trace(rng: Rng, steps: int, step_s: float, wrong: str | None, tables: Sequen
     else:
         onset = float(rng.uniform(0.5, 0.9) * t[-1])
         length = float(rng.uniform(4.0, 30.0))
+        if spell is not None:
+            onset, length = spell
         kit |= _happen(rng, values, t, wrong, (onset, length))
         # A sensor answers late: the first second is nobody's fault.
         active = (t >= onset + 1.0) & (t <= onset + length + 2.0)
     kit = {name for name in kit if rng.random() < 0.93} or kit
-    return Trace(_reported(rng, values, t, kit, 2.0 if wrong else 70.0), active)
+    if hard and spell is not None:
+        kit |= _lookalike(rng, values, t, hard, spell[0], kit)
+    longest_s = 2.0 if wrong else 70.0
+    return Trace(_reported(rng, values, t, kit, longest_s if spell is None else 4.0), active)
 
 
 def minute(rng: Rng, table: Log, row: int, spec: SensorSpec, step_s: float) -> F32:
@@ -146,6 +163,22 @@ def _harmless(rng: Rng, values: dict[str, NDArray[np.float64]], t: NDArray[np.fl
         else:
             values["vibration"][after] += rng.uniform(0.02, 0.15)
             values["sound_level"][after] += rng.uniform(2, 12)
+
+
+def _lookalike(  # noqa: PLR0917
+    rng: Rng, values: dict[str, NDArray[np.float64]], t: NDArray[np.float64], hard: str, at: float, kit: set[str]
+) -> set[str]:
+    """Write a slammed door, or sensors that fall silent one after the other; the channels that feel it."""
+    if hard == "door_slam":
+        near = (t >= at) & (t < at + 1.0)
+        values["door"][(t >= at - 3.0) & (t < at)] = 1.0
+        values["vibration"][near] += rng.uniform(0.25, 0.9)
+        values["sound_level"][near] += rng.uniform(5, 20)
+        return {"door", "vibration"}
+    for name in sorted(kit):
+        if rng.random() < 0.6:
+            values[name][t >= at + rng.uniform(0, 2)] = np.nan
+    return set()
 
 
 def _rise(t: NDArray[np.float64], at: float, constant_s: float) -> NDArray[np.float64]:
