@@ -14,20 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
-from edge_agent.core.records import F32, U8
+from edge_agent.core.records import F32
 from models.config import ALONE, Preset, Run, Schedule
 from models.data.compose import Composer, Windows
 from models.data.media import Log
-from models.data.staging import Picture, Stage, Wrong
 from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
 from models.fusion import FusionHead
-from models.network import SensorGraph, VisionGraph
+from models.network import SensorGraph
 from models.terms import Batch, Learner, supervised
-
-#: How often a staged picture holds nothing, a fire, something odd.
-_VISION_MIX: tuple[tuple[Wrong, float], ...] = (("nothing", 0.42), ("fire", 0.38), ("odd", 0.20))
-#: Share of a batch from the simulated site; pictures that are kept; how often one is replaced by a new one.
-_SIMULATED, _POOL, _FRESH = 0.2, 600, 0.25
 
 
 def deterministic(seed: int) -> None:
@@ -57,75 +51,6 @@ def fit(
     from models import trainer
 
     trainer.train(title, module, schedule, batches, loss, run=run, judge=judge)
-
-
-def train_vision(graph: VisionGraph, preset: Preset, stage: Stage, simulated: list[Picture], seed: int) -> None:
-    """Cells (where), window (whether) and fire (what), from staged pictures and frames of the simulated site."""
-    encoder = graph.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def loss(frames: Tensor, cells: Tensor, wrong: Tensor, fire: Tensor) -> Tensor:
-        x = graph.front(frames).contiguous(memory_format=torch.channels_last)
-        _, heat, logit, flame = encoder(x)
-        known = (cells >= 0).float()
-        each = F.binary_cross_entropy_with_logits(
-            heat, cells.clamp(min=0), reduction="none", pos_weight=torch.tensor(2.0)
-        )
-        where = (each * known).sum() / known.sum()
-        # A window whose anomaly is too small for one whole cell says nothing about the window.
-        # One whose place nobody marked (−1 everywhere) speaks for the window alone.
-        most = cells.flatten(1).amax(1)
-        clear = (wrong < 0.5) | (most > 0.5) | (most < 0)
-        whether = (F.binary_cross_entropy_with_logits(logit, wrong * 0.96 + 0.02, reduction="none") * clear).mean()
-        what = (F.binary_cross_entropy_with_logits(flame, fire * 0.96 + 0.02, reduction="none") * clear).mean()
-        return 2.0 * where + 0.5 * whether + 0.3 * what
-
-    fit(
-        "vision",
-        graph,
-        preset.vision,
-        _vision_batches(stage, simulated, preset.vision.batch, seed),
-        loss,
-        run=preset.run,
-    )
-
-
-def _vision_batches(stage: Stage, simulated: list[Picture], batch: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """A staged picture costs as much as its training step, so each is used about four times, turned and relit."""
-    rng = np.random.default_rng([seed, 11])
-    names = [name for name, _ in _VISION_MIX]
-    weights = [weight for _, weight in _VISION_MIX]
-    pool: list[Picture] = []
-    while True:
-        pictures = []
-        for _ in range(batch):
-            if simulated and rng.random() < _SIMULATED:
-                pictures.append(simulated[int(rng.integers(len(simulated)))])
-                continue
-            if len(pool) < _POOL or rng.random() < _FRESH:
-                wrong = names[int(rng.choice(len(names), p=weights))]
-                pool.append(stage.picture(stage.script(rng, wrong)))
-                pictures.append(pool[-1])
-                if len(pool) > _POOL:
-                    pool[int(rng.integers(_POOL))] = pool.pop()
-            else:
-                pictures.append(pool[int(rng.integers(len(pool)))])
-        turned = [_turned(rng, picture) for picture in pictures]
-        yield (
-            torch.from_numpy(np.stack([frames for frames, _ in turned])),
-            torch.from_numpy(np.stack([cells for _, cells in turned])),
-            torch.tensor([float(p.wrong != "nothing") for p in pictures]),
-            torch.tensor([float(p.wrong == "fire") for p in pictures]),
-        )
-
-
-def _turned(rng: np.random.Generator, picture: Picture) -> tuple[U8, F32]:
-    """Mirrored in half of the cases, in another light in most."""
-    frames, cells = picture.frames, picture.cells
-    if rng.random() < 0.5:
-        frames, cells = frames[:, :, ::-1], cells[:, ::-1]
-    light = np.arange(256) * rng.uniform(0.8, 1.2) + rng.uniform(-15, 15)
-    table = np.clip(light, 0, 255).astype(np.uint8)
-    return table[frames], np.ascontiguousarray(cells)
 
 
 def train_sensors(
