@@ -1,4 +1,4 @@
-"""Whether a scene slowly becomes another: the mean novelty of the last hour against that of the last week.
+"""How novel a scene usually is, and whether it slowly becomes another: the last hour against the last week.
 
 Both are exponentially weighted means over blocks of five minutes (an EWMA chart, Roberts 1959); the difference is
 told in standard deviations of a block. A lamp that was added, a lens that gathers dust, a microphone that begins to
@@ -24,21 +24,25 @@ _LEAST = 0.1
 #: A block moves the reference by as much as if it lay this many deviations off, at most.
 _MOST = 3.0
 _FARTHEST = 1e9
-#: Columns: sum, count of the present block; mean, count of the recent ones; mean, variance, count of the reference.
-_SUM, _COUNT, _NOW, _NOWS, _MEAN, _VARIANCE, _BLOCKS = range(7)
+#: The usual highest novelty of a block is this at least: a modality in which nothing ever happens is not news itself.
+_LEAST_TOP = 3.0
+#: Columns: sum, count, highest of the present block; mean, count of the recent ones; mean, variance, count and mean
+#: highest of the reference.
+_SUM, _COUNT, _TOP, _NOW, _NOWS, _MEAN, _VARIANCE, _BLOCKS, _TOPS = range(9)
 
 
 class Drift:
     """Running means for each of a few modalities."""
 
     def __init__(self, count: int) -> None:
-        self._table = np.zeros((count, 7), np.float64)
+        self._table = np.zeros((count, 9), np.float64)
 
     def observe(self, novelty: Sequence[float | None]) -> None:
         """One window: novelty of each modality, None where it is missing."""
         for row, value in zip(self._table, novelty, strict=True):
             if value is not None:
                 row[_SUM] += min(value, _FARTHEST)
+                row[_TOP] = max(row[_TOP], min(value, _FARTHEST))
                 row[_COUNT] += 1
 
     def close(self, *, quiet: bool) -> None:
@@ -46,8 +50,8 @@ class Drift:
         for row in self._table:
             if not row[_COUNT]:
                 continue
-            mean = row[_SUM] / row[_COUNT]
-            row[_SUM] = row[_COUNT] = 0.0
+            mean, top = row[_SUM] / row[_COUNT], row[_TOP]
+            row[_SUM] = row[_COUNT] = row[_TOP] = 0.0
             row[_NOWS] = min(row[_NOWS] + 1, _RECENT)
             row[_NOW] += (mean - row[_NOW]) / row[_NOWS]
             if quiet:
@@ -56,6 +60,7 @@ class Drift:
                 if row[_BLOCKS] > _RECENT:  # a change must not widen what it is held against
                     off = float(np.clip(off, -_MOST * _deviation(row), _MOST * _deviation(row)))
                 row[_MEAN] += weight * off
+                row[_TOPS] += weight * (min(top, _MOST * max(row[_TOPS], _LEAST_TOP)) - row[_TOPS])
                 row[_VARIANCE] = (1 - weight) * (row[_VARIANCE] + weight * off * off)
 
     def values(self) -> list[float]:
@@ -66,6 +71,10 @@ class Drift:
             found.append(drift if row[_BLOCKS] >= _SETTLED else 0.0)
         return found
 
+    def usual(self) -> list[float]:
+        """The highest novelty that a quiet block usually reaches, of each modality."""
+        return [max(float(row[_TOPS]), _LEAST_TOP) for row in self._table]
+
     def to_array(self) -> NDArray[np.float64]:
         """Everything."""
         return self._table.copy()
@@ -74,7 +83,7 @@ class Drift:
         """What `to_array` gave, checked: ValueError unless it is that."""
         if table.shape != self._table.shape or table.dtype.kind != "f" or not (np.abs(table) <= 1e18).all():
             raise ValueError(f"drift is {table.dtype} {table.shape}")
-        if (table[:, [_COUNT, _NOWS, _VARIANCE, _BLOCKS]] < 0).any():
+        if (table[:, [_COUNT, _TOP, _NOWS, _VARIANCE, _BLOCKS, _TOPS]] < 0).any():
             raise ValueError("drift counts below 0")
         self._table[:] = table
 

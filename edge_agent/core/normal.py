@@ -37,9 +37,10 @@ LEAD_STEPS = 20
 CEILING = 3.0
 #: A threshold sinks under the bundle's `on` only when a whole week, with its Sunday, is known; never under its `off`.
 _WEEK = 7 * BLOCKS_A_DAY
-#: Share of the budget that novelty may spend, and the least that counts as novel (deviations of the memory).
-_OF_NOVELTY = 0.25
-_LEAST_NOVELTY = 6.0
+#: Share of the budget that novelty may spend. It is told as a multiple of the highest that five quiet minutes usually
+#: reach in that modality, so that a lively one does not drown the others; the least that counts as novel.
+OF_NOVELTY = 0.25
+_LEAST_NOVELTY = 1.5
 #: Novelty raises a score this far above `on` (logit) and no further: it says "new", never "surely wrong".
 _MOST_RAISE = 1.0
 _NEWS_S = 120
@@ -61,8 +62,9 @@ class Ruling:
     score: float | None = None  #: probability: the head's, or more where the scene is novel; None: nothing was scored
     novel: bool = False  #: it is novelty that brings the score over `on`
     p_value: float | None = None  #: with what probability a normal block reaches such a score; None while calibrating
-    levels: Mapping[Cause, float] = field(default_factory=dict)  #: logit, and the highest novelty, if there is any
-    novelty: tuple[float | None, ...] = ()  #: of each modality; None where it is missing or not yet known
+    levels: Mapping[Cause, float] = field(default_factory=dict)  #: logit; novelty, if there is any
+    #: Of each modality, in deviations of its memory; None where it is missing or not yet known.
+    novelty: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,10 @@ class Normal:
         novelty = tuple(self._novelty(row, encoded) for row in range(len(MODALITIES))) if scene.adapt else ()
         score, novel = scores.score, False
         if any(value is not None for value in novelty):
-            levels["novelty"] = max(value for value in novelty if value is not None)
+            usual = self._drift.usual()
+            levels["novelty"] = max(
+                value / top for value, top in zip(novelty, usual, strict=True) if value is not None
+            )
             base = self._on(scene)
             raised = base + min(levels["novelty"] - own.get("novelty", math.inf), _MOST_RAISE)
             if raised > scores.logit and not self._plain.stale:
@@ -252,7 +257,7 @@ class Normal:
         on, off = logit(self._thresholds.on), logit(self._thresholds.off)
         known, novelty = self._blocks["score"], self._blocks["novelty"]
         # Novelty has its share when it is known long enough to keep to it; until then the head has the whole.
-        of_novelty = _OF_NOVELTY * budget
+        of_novelty = OF_NOVELTY * budget
         share = of_novelty if len(novelty) >= needed(of_novelty) <= len(known) else 0.0
         level = known.threshold(budget - share)
         if level is None:
@@ -270,7 +275,7 @@ class Normal:
         p_value = self._blocks["score"].p_value(levels["score"])
         if "novelty" in own and "novelty" in levels:
             novelty = self._blocks["novelty"].p_value(levels["novelty"])
-            p_value = min(p_value / (1 - _OF_NOVELTY), novelty / _OF_NOVELTY)
+            p_value = min(p_value / (1 - OF_NOVELTY), novelty / OF_NOVELTY)
         return min(p_value, 1.0)
 
     def _on(self, scene: SceneConfig) -> float:
@@ -347,7 +352,7 @@ class Normal:
     def _follow_news(self, ruling: Ruling, scene: SceneConfig) -> None:
         plain = self._plain
         level, new = ruling.levels.get("novelty"), self._own(scene).get("novelty", _LEAST_NOVELTY)
-        novel = level is not None and level >= new - 1.0
+        novel = level is not None and level >= new - 0.5
         plain.news = min(plain.news + 1, self._news_steps) if novel else max(plain.news - 1, 0)
         plain.stale = plain.news > 0 if plain.stale else plain.news >= self._news_steps
 
