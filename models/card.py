@@ -14,6 +14,7 @@ _SETS = {
     "fire_video": "FURG fire video, one clip (CC0 1.0); last quarter is dev",
     "occupancy": "UCI Occupancy Detection (Candanedo & Feldheim 2016), CC BY 4.0; datatraining train, datatest dev",
     "nab": "NAB ambient temperature (MIT), as a background level; labelled failures left out",
+    "site": "a site's own recordings (`--site`); a quarter of the groups, and of each film, is dev",
 }
 
 
@@ -37,6 +38,7 @@ def write(figures: Mapping[str, Any]) -> str:
         "",
         "Nothing else trained the weights. `fire_images` (rights not cleared) is for evaluation only.",
         "No set has all three modalities together: fused episodes are composed from parts of one split.",
+        *([f"Mixture of the composed episodes: {figures['mixture']}."] if figures.get("mixture") else []),
         "",
         *([*figures["balance"], ""] if figures.get("balance") else []),
         *_measured(figures),

@@ -1,0 +1,63 @@
+"""A site's own folder: what is read from it, under which label and split, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="pip install torch==2.13.0")
+av = pytest.importorskip("av", reason="pip install av")
+soundfile = pytest.importorskip("soundfile", reason="pip install soundfile")
+
+from edge_agent.errors import ConfigError  # noqa: E402
+from models.data.corpus import Corpus  # noqa: E402
+from models.data.own import joined, read_site  # noqa: E402
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sensors").mkdir()
+    (tmp_path / "films").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("door.wav", "saw.wav", "shot.wav", "long.wav", "unsaid.wav"):
+        soundfile.write(tmp_path / "sounds" / name, rng.normal(0, 0.1, 32_000), 16_000)
+    (tmp_path / "sounds" / "labels.csv").write_text(
+        "file,label,split,start_s,end_s\ndoor.wav,normal,dev,,\nsaw.wav,saw,train,,\nshot.wav,gunshot,,,\n"
+        "long.wav,siren,train,0.5,1.0\nunsaid.wav,,,,\n"
+    )
+    (tmp_path / "sensors" / "hall.csv").write_text(
+        "time,temperature\n2026-01-01 00:00:00,20.5\n2026-01-01 00:01:00,20.6\n"
+    )
+    with av.open(str(tmp_path / "films" / "yard.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), index, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return tmp_path
+
+
+def test_everything_is_read_under_the_trainers_labels(root):
+    found = read_site(root)
+    assert {clip.item.split()[0]: (clip.label, clip.split) for clip in found.clips if "shot" not in clip.item} == {
+        "door.wav": ("casual", "dev"),
+        "saw.wav": ("other", "train"),
+        "long.wav": ("siren", "train"),
+    }
+    assert next(clip for clip in found.clips if clip.item == "shot.wav").split in {"train", "dev"}
+    assert next(len(clip.pcm(16_000)) for clip in found.clips if "long" in clip.item) == 8_000
+    assert [(film.split, film.pictures.start_s) for film in found.footage] == [("train", 0.0), ("dev", 3.0)]
+    assert len(found.tables[0].log().time_s) == 2
+    both = joined(Corpus(sets=("esc10",)), found)
+    assert both.sets == ("esc10", "site")
+    assert both.clips == found.clips
+
+
+def test_a_folder_without_anything_and_sounds_without_labels_are_refused(root, tmp_path_factory):
+    with pytest.raises(ConfigError, match="none of the folders sounds, films, sensors"):
+        read_site(tmp_path_factory.mktemp("empty"))
+    (root / "sounds" / "labels.csv").unlink()
+    with pytest.raises(ConfigError, match="none of the site's sounds has a label"):
+        read_site(root)
