@@ -1,4 +1,4 @@
-"""`python -m models train|evaluate|benchmark|ablate`: from data or verdicts to a bundle, and what it is worth."""
+"""`python -m models train|evaluate|benchmark|ablate|compress`: from data or verdicts to a bundle, and its worth."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edge_agent.errors import BundleError, ConfigError
 from models import ablate, benchmark, recipe, verdicts
 from models.benchmark.record import Roots
 from models.config import PRESETS, Logger, Run, preset
+from models.data.own import read_site
 from models.runtime import known_engines
 
 #: The bundle that comes with the agent.
@@ -50,11 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--counter", type=int, default=1, help="release counter of a bundle made from data")
     train.add_argument("--verdicts", type=Path, help="JSON lines of `cloud-sync retrain`: train the head on them")
     train.add_argument("--start", type=Path, default=SHIPPED, help="bundle that a training from verdicts starts from")
+    train.add_argument("--site", type=Path, help="folder of a site's own sounds, films, sensors to train on, too")
     _add_run(train)
     train.set_defaults(run=_train)
     _add_evaluate(commands)
     _add_benchmark(commands)
     _add_ablate(commands)
+    _add_compress(commands)
     return parser
 
 
@@ -66,6 +69,14 @@ def _add_run(train: argparse.ArgumentParser) -> None:
     train.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: mixed precision")
     train.add_argument("--processes", type=int, default=1, help="processes that share each batch (DDP over gloo)")
     train.add_argument("--patience", type=int, default=0, help="looks without a lower loss before a stop; 0: never")
+
+
+def _add_compress(commands: Commands) -> None:
+    weigh = commands.add_parser("compress", help="what a bundle weighs: bytes, parameters, milliseconds")
+    weigh.add_argument("--bundle", type=Path, default=SHIPPED)
+    weigh.add_argument("--json", type=Path, help="write the figures there")
+    weigh.add_argument("--html", type=Path, help="and a page of them there")
+    weigh.set_defaults(run=_compress)
 
 
 def _add_ablate(commands: Commands) -> None:
@@ -123,12 +134,25 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         patience=options.patience,
     )
     shape = replace(preset(options.preset), run=run)
-    return recipe.make(shape, root, options.out, options.seed, options.counter)
+    own = None if options.site is None else read_site(options.site)
+    return recipe.make(shape, root, options.out, options.seed, options.counter, own=own)
 
 
 def _ablate(options: argparse.Namespace) -> dict[str, Any]:
     root = None if options.data == "none" else _root(options.data)
     return ablate.run(options.out, preset(options.preset), root, options.bundle, options.only, quick=options.quick)
+
+
+def _compress(options: argparse.Namespace) -> dict[str, Any]:
+    from models import compression_report
+
+    found = compression_report.report(options.bundle)
+    print(compression_report.text(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.html is not None:
+        options.html.write_text(compression_report.page(found), encoding="utf-8")
+    return {}
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:

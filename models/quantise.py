@@ -8,6 +8,7 @@ embedding too far stays in float32: mixed precision.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,16 +139,15 @@ def inserted(model: onnx.ModelProto, scales: Scales, names: Collection[str]) -> 
         nodes.append(node)
         for name in node.output:
             nodes += before.get(name, [])
-    ordered = [_copy(node) for node in nodes]
+    ordered = copy.deepcopy(nodes)
     del small.graph.node[:]
     small.graph.node.extend(ordered)
     return small
 
 
-def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+def plain(data: bytes) -> bytes:
     """The float32 graph that an int8 one stands for: weights as the int8 ones say, nothing else rounded."""
-    large = onnx.ModelProto()
-    large.CopyFrom(model)
+    large = onnx.load_from_string(data)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in large.graph.initializer}
     instead: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
@@ -162,24 +162,17 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             instead[node.output[0]] = instead.get(node.input[0], node.input[0])
         else:
-            nodes.append(_copy(node))
+            nodes.append(copy.deepcopy(node))
     for node in nodes:
         for index, name in enumerate(node.input):
             node.input[index] = instead.get(name, name)
     used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in large.graph.initializer if tensor.name in used]
-    result = onnx.ModelProto()
-    result.CopyFrom(large)
-    del result.graph.node[:], result.graph.initializer[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(kept)
-    return result
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    other = onnx.NodeProto()
-    other.CopyFrom(node)
-    return other
+    kept = copy.deepcopy([tensor for tensor in large.graph.initializer if tensor.name in used])
+    del large.graph.node[:], large.graph.initializer[:]
+    large.graph.node.extend(nodes)
+    large.graph.initializer.extend(kept)
+    serialised: bytes = large.SerializeToString()
+    return serialised
 
 
 def ways_round(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:

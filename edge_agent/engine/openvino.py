@@ -17,10 +17,17 @@ from edge_agent.errors import BundleError
 
 class OpenVino:
     """Engine of `edge_agent.core.records`, of whichever of the four graphs are given. Items are stacked: on a CPU
-    that costs and gains nothing."""
+    that costs and gains nothing.
 
-    def __init__(self, graphs: Mapping[str, bytes], manifest: Manifest, threads: int) -> None:
+    `precision` is what float32 parts are computed in. None is the runtime's own choice, bfloat16 or FP16 where the
+    machine has it: scores would differ from device to device, so it is for comparisons only.
+    """
+
+    def __init__(
+        self, graphs: Mapping[str, bytes], manifest: Manifest, threads: int, *, precision: str | None = "f32"
+    ) -> None:
         self._core = openvino.Core()
+        self._precision = precision
         self._ports = {name: found for name, found in ports.promised(manifest).items() if name in graphs}
         self._compiled: dict[str, openvino.CompiledModel] = {}
         self._requests: dict[str, openvino.InferRequest] = {}
@@ -67,8 +74,7 @@ class OpenVino:
 
     def _compile(self, graph: str, data: bytes, threads: int) -> tuple[openvino.Model, openvino.CompiledModel]:
         settings = {
-            # The default is bfloat16 or FP16 where the machine has it: scores would differ from device to device.
-            "INFERENCE_PRECISION_HINT": "f32",
+            **({} if self._precision is None else {"INFERENCE_PRECISION_HINT": self._precision}),
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             # Pinned threads would fight with the decoders for the same cores.

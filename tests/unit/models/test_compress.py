@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnx import numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_agent.errors import BundleError  # noqa: E402
-from models import qat  # noqa: E402
+from models import compression_report, qat  # noqa: E402
 from models.compress import shrink  # noqa: E402
 from models.config import Compression, Schedule, preset  # noqa: E402
 from models.encoders import VisionEncoder  # noqa: E402
@@ -25,6 +26,7 @@ from models.network import AudioGraph  # noqa: E402
 from models.prune import low_rank, parameters, prune  # noqa: E402
 from models.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
 
+SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
 SHORT = Schedule(steps=2, batch=4, rate=1e-4)
 SHAPE = replace(
     preset("tiny"),
@@ -133,9 +135,10 @@ def test_an_int8_file_tells_the_float_graph_that_it_stands_for(exported, sounds,
     target = tmp_path / "int8.onnx"
     quantise(exported, target, sounds)
     inputs = [sound[None] for sound in sounds]
-    back = plain(onnx.load(str(target)))
+    data = plain(target.read_bytes())
+    back = onnx.load_from_string(data)
     assert not {node.op_type for node in back.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
-    assert footprint(back.SerializeToString()).parameters == footprint(exported.read_bytes()).parameters
+    assert footprint(data).parameters == footprint(exported.read_bytes()).parameters
     off = np.abs(embeddings(back, inputs) - embeddings(onnx.load(str(exported)), inputs)).max()
     assert off < 0.1
 
@@ -174,6 +177,19 @@ def test_a_footprint_counts_by_hand():
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     found = footprint(model.SerializeToString())
     assert (found.parameters, found.macs) == (288, 8 * 8 * 10 * 36)
+
+
+def test_the_report_of_the_shipped_bundle_is_whole(monkeypatch):
+    monkeypatch.setattr(compression_report, "latencies", lambda ways: latencies(ways, rounds=1, calls=1))
+    monkeypatch.setattr(compression_report.tensorrt, "installed", lambda: ())
+    found = compression_report.report(SHIPPED)
+    json.dumps(found)
+    assert found["total"]["parameters"] < 2_500_000
+    assert found["total"]["bytes"] == sum(one["bytes"] for one in found["graphs"].values())
+    assert {"openvino int8", "openvino f32", "onnxruntime int8", "onnxruntime f32"} < found["step_ms"].keys()
+    page = compression_report.page(found)
+    assert f"{found['total']['bytes']:,}" in page
+    assert "whole step" in compression_report.text(found)
 
 
 def test_latencies_are_of_each_way():
