@@ -23,6 +23,7 @@ from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
 from models.data.corpus import Corpus, read_corpus
 from models.data.listening import padded
+from models.data.own import joined
 from models.data.records import SPLITS, Recording, Split
 from models.data.staging import Stage, Wrong
 from models.data.traces import QUIET
@@ -202,12 +203,17 @@ def _golden(out: Path, preset: Preset, place: site.Place) -> None:
     bundle.save_arrays(out / bundle.GOLDEN, arrays)
 
 
-def make(preset: Preset, root: Path | None, out: Path, seed: int, counter: int = 1) -> dict[str, Any]:
-    """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing."""
+def make(
+    preset: Preset, root: Path | None, out: Path, seed: int, counter: int = 1, *, own: Corpus | None = None
+) -> dict[str, Any]:
+    """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing.
+
+    `own` are a site's recordings, beside those of `root`.
+    """
     begin = time.monotonic()
     deterministic(seed)
     out.mkdir(parents=True, exist_ok=True)
-    corpus = read_corpus(root)
+    corpus = joined(read_corpus(root), own or Corpus())
     leaks.check(corpus.recordings, preset.vision_spec)
     parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
     network = build(preset, seed)
