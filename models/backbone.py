@@ -89,9 +89,8 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """(N, 3, H, W), RGB in −1..1 → (N, width, H/s, W/s) after the first `blocks` of 16; H and W multiples of 32.
-
-    s and width: 8 and 40 after 5 blocks, 16 and 80 after 8, 16 and 112 after 11, 32 and 192 after 15.
+    """(N, 3, H, W), RGB in −1..1 → (N, width, H/shrink, W/shrink) after the first `blocks` of 16; H and W multiples
+    of shrink. shrink and width: 8 and 40 after 5 blocks, 16 and 80 after 8, 16 and 112 after 11, 32 and 192 after 15.
     """
 
     def __init__(self, blocks: int = BLOCKS) -> None:
@@ -100,13 +99,12 @@ class Trunk(nn.Module):
             raise ConfigError(f"the trunk has 1..{BLOCKS} blocks, {blocks} are asked for")
         self.stem = _layer(3, _STEM, 3, 2)
         body: list[nn.Module] = []
-        inside = _STEM
-        for kernel, stride, expansion, outside, count in _STAGES:
-            for index in range(count):
-                body.append(Bottleneck(inside, outside, kernel, stride if index == 0 else 1, expansion))
-                inside = outside
-        self.body = nn.Sequential(*body[:blocks])
-        self.width: int = self.body[-1].project[0].out_channels  # type: ignore[union-attr,index]
+        self.width, self.shrink = _STEM, 2
+        every = [(k, s if i == 0 else 1, e, w) for k, s, e, w, count in _STAGES for i in range(count)]
+        for kernel, stride, expansion, outside in every[:blocks]:
+            body.append(Bottleneck(self.width, outside, kernel, stride, expansion))
+            self.width, self.shrink = outside, self.shrink * stride
+        self.body = nn.Sequential(*body)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(F.relu6(self.stem(x)))

@@ -16,7 +16,7 @@ def test_a_cut_trunk_has_the_width_and_scale_that_it_says(blocks: int, width: in
     trunk = Trunk(blocks).eval()
     with torch.inference_mode():
         found = trunk(torch.zeros(1, 3, 64, 96))
-    assert trunk.width == width
+    assert (trunk.width, trunk.shrink) == (width, shrink)
     assert tuple(found.shape) == (1, width, 64 // shrink, 96 // shrink)
 
 

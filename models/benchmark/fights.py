@@ -1,0 +1,414 @@
+"""Fights before surveillance cameras, half of the clips with sound.
+
+Vision is what moves: statistics of the optical flow, and ImageNet features of pictures and of their changes. Sound
+tells little here (music, voices over the picture, one microphone a source), so it enters as a small part of a late
+mean and not at all where the track is silent: the proof asked for is that it does no harm. What learns how to mix
+(concatenation, gates) does harm with so few sources; concatenation stands among the baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_agent.contract.manifest import AudioSpec, VisionSpec
+from edge_agent.core import prepare
+from edge_agent.core.memory import Memory
+from edge_agent.core.records import F32, I16, U8, Engine
+from edge_agent.engine import open_bundle
+from models.backbone import START, Changes, Trunk, imagenet
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant
+from models.benchmark.splits import Row, folds, parts
+from models.config import preset
+from models.data.films import Film, motion, read_film, windows
+from models.data.lens import lens, seen
+from models.data.media import decode_sound, has_sound
+from models.frontend import MELS, AudioFront
+from models.linear import Linear, logistic
+from models.metrics import auc, gain_interval, interval
+from models.progress import tracked
+from models.runtime import Made, make, shipped_variants, through, variants
+
+SET = "fight_surv"
+#: Floors of the set: a linear model on statistics of the flow, and with statistics of the sound beside them.
+FLOOR = {"auc_video": 0.75, "auc_fused": 0.73}
+BLOCKS = 15
+SPEC = VisionSpec(width=224, height=160)
+_FOLDS = 5
+#: Pictures of each clip, and other cameras that a clip that trains is seen through besides its own.
+_WINDOWS, _VIEWS = 6, 1
+#: Strength of the ridge on each head: a fold has some 50 sources, and in sound far fewer.
+_PENALTIES = {"motion": 0.1, "changes": 0.3, "audio": 3.0}
+#: Part of the sound in the late mean, both in standard deviations of the clips that train.
+_AUDIO_SHARE = 0.1
+#: A track whose level is below this is silent (dB of full scale): coding noise of nothing.
+_SILENT_DB = -70.0
+_RATE_HZ, _HOP = 16_000, 8_000
+_CALIBRATION = 96
+
+
+class FightGraph(nn.Module):
+    """uint8 (N, 5, H, W) → embedding (N, width), heat (N, H/shrink, W/shrink), logit.
+
+    The trunk looks at the changes of the picture; its features are averaged with the size of the change as weight, so
+    that two people far off count as much as a crowd. Heat is that weight and logit its logarithm over the picture: no
+    label is in this graph, so that one serves all folds.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.front = Changes()
+        self.trunk = trunk
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        changes = self.front(frames)
+        heat = F.avg_pool2d(changes.abs().mean(1, keepdim=True), self.trunk.shrink)
+        total = heat.sum((2, 3)) + 1e-3
+        embedding = (self.trunk(changes) * heat).sum((2, 3)) / total
+        return embedding, heat[:, 0], torch.log(total)[:, 0]
+
+
+class SoundGraph(nn.Module):
+    """int16 (N, samples) → embedding (N, 3 · MELS), logit: the spectrum's shape, how much it varies and how fast.
+
+    The level is taken off first (it tells the recorder, not the scene); the logit is how much the level varies.
+    """
+
+    def __init__(self, spec: AudioSpec) -> None:
+        super().__init__()
+        self.front = AudioFront(spec)
+
+    def forward(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.front(pcm)[:, 0]
+        x = x - x.mean((1, 2), keepdim=True)
+        mean = x.mean(2)
+        spread = ((x - mean.unsqueeze(2)) * (x - mean.unsqueeze(2))).mean(2)
+        change = (x[:, :, 1:] - x[:, :, :-1]).abs().mean(2)
+        return torch.cat([mean, torch.sqrt(spread + 1e-4), change], 1), change.mean(1)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip, ready for the graphs."""
+
+    name: str
+    source: str
+    fight: float
+    frames: U8  #: (windows, 5, H, W)
+    motion: F32
+    pcm: I16  #: (n, samples), n = 0 where the track is silent or missing
+    counted: bool  #: one of the clips with sound, over which the set's figures are taken
+    views: tuple[tuple[U8, F32], ...] = ()  #: frames and motion through other cameras, to train on
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the heads see of many clips, (n, …) each."""
+
+    motion: F32
+    changes: F32
+    audio: F32  #: zeros where nothing is heard
+    heard: NDArray[np.bool_]
+
+    def rows(self, index: NDArray[Any]) -> Features:
+        """Some of the clips."""
+        return Features(self.motion[index], self.changes[index], self.audio[index], self.heard[index])
+
+    def joined(self, other: Features) -> Features:
+        """These and the others behind them."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Features(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The small parts that learn: a linear head on each kind of feature, scaled to deviation 1 on what trained it."""
+
+    motion: Linear
+    changes: Linear
+    audio: Linear | None  #: None: too little that trains has sound
+
+    @classmethod
+    def fit(cls, known: Features, fight: F32) -> Heads:
+        """ValueError unless clips of both classes are there."""
+        heard = known.heard
+        some = len(np.unique(fight[heard])) == 2
+        return cls(
+            _head("motion", known.motion, fight),
+            _head("changes", known.changes, fight),
+            _head("audio", known.audio[heard], fight[heard]) if some else None,
+        )
+
+    def scores(self, clips: Features) -> dict[str, F32]:
+        """video, audio and fused, each (n,); a clip that is not heard has audio 0 and fused as video says."""
+        video = np.asarray((self.motion(clips.motion) + self.changes(clips.changes)) / 2, np.float32)
+        audio = np.zeros_like(video) if self.audio is None else self.audio(clips.audio)
+        audio = np.where(clips.heard, audio, 0.0).astype(np.float32)
+        return {"video": video, "audio": audio, "fused": _fused(video, audio, clips.heard)}
+
+
+def _head(kind: str, x: F32, fight: F32) -> Linear:
+    found = logistic(x, fight, _PENALTIES[kind])
+    scale = float(found(x).std()) + 1e-6
+    return Linear((found.weight / scale).astype(np.float32), found.bias / scale)
+
+
+def _fused(video: F32, audio: F32, heard: NDArray[np.bool_]) -> F32:
+    return np.where(heard, (1 - _AUDIO_SHARE) * video + _AUDIO_SHARE * audio, video).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which items train the heads and which they are tested on, once or fold by fold."""
+
+    items: list[Item]
+    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+    split: str
+    notes: list[str]
+
+    @property
+    def learning(self) -> list[Item]:
+        """Those that train in any fold."""
+        return [self.items[int(i)] for i in np.unique(np.concatenate([train for train, _ in self.folds]))]
+
+    @property
+    def tested(self) -> NDArray[np.intp]:
+        return np.concatenate([tested for _, tested in self.folds])
+
+
+def recipe(roots: Roots, seed: int) -> Block:
+    """Heads on a frozen ImageNet trunk, cross-validated over sources where both roots are one. Minutes."""
+    plan = planned(roots, seed, SPEC, _VIEWS)
+    made = graphs(plan.learning, np.random.default_rng([seed, 72]))
+    fight = np.array([item.fight for item in plan.items], np.float32)
+    found: dict[Variant, Judged] = {}
+    heads: list[Heads] = []
+    baselines: dict[str, dict[str, float]] = {}
+    for variant, vision, audio in _engines(made, roots.engines):
+        own = features(plan.items, vision, audio)
+        if not heads:  # trained once, on what the first engine makes of the clips; all are tested with the same heads
+            viewed = _viewed(plan.items, vision)
+            heads = [_trained(own, viewed, fight, train) for train, _ in plan.folds]
+            baselines = _concatenated(own, fight, plan)
+        told = [head.scores(own.rows(tested)) for head, (_, tested) in zip(heads, plan.folds, strict=True)]
+        score = {key: np.concatenate([part[key] for part in told]) for key in told[0]}
+        found[variant] = judge([plan.items[int(i)] for i in plan.tested], score, seed)
+    count = sum(plan.items[int(i)].counted for i in plan.tested)
+    return Block(found, count, plan.split, [START], baselines, plan.notes)
+
+
+def _trained(
+    own: Features, viewed: Sequence[tuple[NDArray[np.intp], Features]], fight: F32, train: NDArray[np.intp]
+) -> Heads:
+    known, label = own.rows(train), fight[train]
+    for index, more in viewed:
+        inside = np.isin(index, train)
+        known = known.joined(more.rows(inside))
+        label = np.concatenate([label, fight[index[inside]]])
+    return Heads.fit(known, label)
+
+
+def planned(roots: Roots, seed: int, spec: VisionSpec, cameras: int | None) -> Plan:
+    """All clips read, those that train also through other cameras; None: without figures of motion."""
+    found = parts(roots, f"{SET}/labels.csv", "split", _file)
+    rng = np.random.default_rng([seed, 71])
+    train = read(roots.train, found.train, spec, rng, cameras)
+    tested = read(roots.test, found.test, spec, rng, cameras if roots.same or cameras is None else 0)
+    items = [*train, *tested]
+    if not roots.same:
+        one = (np.arange(len(train)), np.arange(len(train), len(items)))
+        return Plan(items, [one], found.split, found.notes)
+    fold = np.array(folds([item.source for item in items], _FOLDS, seed))
+    split = f"{_FOLDS}-fold cross-validation over the clips of splits train and dev, whole sources together"
+    pairs = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(_FOLDS)]
+    return Plan(items, pairs, split, found.notes)
+
+
+def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
+    """The shipped graphs on the tested clips: how far their embeddings lie from those of the normal clips.
+
+    No fight trains anything: a fold's memory holds normal clips of the other sources alone, and the share of the
+    sound is the recipe's. `auc_logit` is the vision graph's own logit, the highest of a clip.
+    """
+    spec = open_bundle(shipped).manifest.vision
+    plan = planned(roots, seed, spec, None)
+    found: dict[Variant, Judged] = {}
+    for engine, precision, ready in shipped_variants(shipped, roots.engines):
+        score: dict[str, list[F32]] = {"video": [], "audio": [], "fused": []}
+        looked = [through(ready, "vision", item.frames) for item in plan.items]
+        heard = [through(ready, "audio", item.pcm) for item in plan.items]
+        for train, tested in plan.folds:
+            normal = [int(i) for i in train if not plan.items[int(i)].fight]
+            video = _novelty([looked[i] for i in normal], [looked[int(i)] for i in tested])
+            audio = _novelty([heard[i] for i in normal], [heard[int(i)] for i in tested])
+            fused = _fused(video, audio, np.array([len(plan.items[int(i)].pcm) > 0 for i in tested]))
+            for key, values in (("video", video), ("audio", audio), ("fused", fused)):
+                score[key].append(values)
+        items = [plan.items[int(i)] for i in plan.tested]
+        logit = np.array([looked[int(i)]["logit"].max() for i in plan.tested], np.float32)
+        told = judge(items, {key: np.concatenate(values) for key, values in score.items()}, seed)
+        label, counted = _labels(items)
+        more = {"auc_logit": auc(label[counted], logit[counted])}
+        found[engine, precision] = Judged({**told.metrics, **more}, told.predictions)
+    words = f"{plan.split}; of the clips that train, only the normal ones are used"
+    count = sum(plan.items[int(i)].counted for i in plan.tested)
+    return Block(found, count, words, notes=plan.notes)
+
+
+def read(
+    root: Path, table: Sequence[Row], spec: VisionSpec, rng: np.random.Generator, cameras: int | None
+) -> list[Item]:
+    """The clips of these rows, decoded, each also as `cameras` other cameras would show it; None: without motion."""
+    items = []
+    for row in tracked("clips", table):
+        path = root / _file(row)
+        film = read_film(path)
+        others = [_through(film, rng) for _ in range(cameras or 0)]
+        views = tuple((windows(other, spec, _WINDOWS), motion(other)) for other in others)
+        pcm = _sound(path)
+        counted = row["audio"] in ("ok", "quiet") if row.get("audio") else len(pcm) > 0
+        item = Item(
+            row["clip"],
+            row["source_video"],
+            float(row["fight"]),
+            windows(film, spec, _WINDOWS),
+            np.zeros(0, np.float32) if cameras is None else motion(film),
+            pcm,
+            counted,
+            views,
+        )
+        items.append(item)
+    return items
+
+
+def graphs(items: Sequence[Item], rng: np.random.Generator) -> tuple[Made, Made]:
+    """The graph of the pictures and that of the sound, exported; int8 scales from clips that may train."""
+    first = preset("first")
+    trunk = imagenet(BLOCKS)
+    shape = replace(first, vision_spec=SPEC, embedding=trunk.width)
+    # In a cross-validation every clip is tested; those without sound do not enter the figures.
+    allowed = [item for item in items if not item.counted] or list(items)
+    chosen = rng.permutation(len(allowed))[:_CALIBRATION]
+    shown = [allowed[int(i)].frames[int(rng.integers(_WINDOWS))] for i in chosen]
+    vision = make(shape, {"vision": FightGraph(trunk).eval()}, {"vision": shown})
+    listening = SoundGraph(first.audio_spec).eval()
+    # No layer of it can be int8: it is the front end and sums.
+    return vision, make(replace(first, embedding=3 * MELS), {"audio": listening}, {})
+
+
+def features(items: Sequence[Item], vision: Engine, audio: Engine) -> Features:
+    """What the graphs make of the clips, with the motion figures beside it."""
+    changes = [_looked(vision, item.frames) for item in items]
+    heard = np.array([len(item.pcm) > 0 for item in items])
+    sound = np.zeros((len(items), 3 * MELS), np.float32)
+    for row, item in zip(sound, items, strict=True):
+        if len(item.pcm):
+            row[:] = through(audio, "audio", item.pcm)["embedding"].mean(0)
+    return Features(np.stack([item.motion for item in items]), np.stack(changes), sound, heard)
+
+
+def _looked(vision: Engine, frames: U8) -> F32:
+    return np.asarray(through(vision, "vision", frames)["embedding"].mean(0), np.float32)
+
+
+def _viewed(items: Sequence[Item], vision: Engine) -> list[tuple[NDArray[np.intp], Features]]:
+    """Which clips are shown by another camera, and what that gives; their sound is not heard twice."""
+    found = []
+    for camera in range(max((len(item.views) for item in items), default=0)):
+        index = np.array([i for i, item in enumerate(items) if len(item.views) > camera], np.intp)
+        views = [items[int(i)].views[camera] for i in index]
+        motions, changes = np.stack([v[1] for v in views]), np.stack([_looked(vision, v[0]) for v in views])
+        silence = np.zeros((len(index), 3 * MELS), np.float32)
+        found.append((index, Features(motions, changes, silence, np.zeros(len(index), np.bool_))))
+    return found
+
+
+def judge(items: Sequence[Item], score: dict[str, F32], seed: int) -> Judged:
+    """AUCs over the clips with sound, their intervals with whole sources drawn, and what the fusion adds."""
+    label, counted = _labels(items)
+    rng = np.random.default_rng([seed, 73])
+    y = label[counted]
+    source = [item.source for item in items if item.counted]
+    metrics = {f"auc_{key}": auc(y, values[counted]) for key, values in score.items()}
+    low, high = interval(y, score["fused"][counted], source, rng)
+    best = max(("video", "audio"), key=lambda key: metrics[f"auc_{key}"])
+    gain = gain_interval(y, score["fused"][counted], score[best][counted], source, rng)
+    metrics |= {"auc_fused_low": low, "auc_fused_high": high}
+    metrics |= {"fused_minus_best_low": gain[0], "fused_minus_best_high": gain[1]}
+    metrics["auc_all_clips"] = auc(label, score["fused"])
+    rows = [
+        Prediction(key, item.name, item.fight, float(values[index]))
+        for key, values in score.items()
+        for index, item in enumerate(items)
+        if item.counted
+    ]
+    rows += [Prediction("all_clips", i.name, i.fight, float(s)) for i, s in zip(items, score["fused"], strict=True)]
+    return Judged(metrics, rows)
+
+
+def _engines(made: tuple[Made, Made], names: tuple[str, ...]) -> Iterator[tuple[Variant, Engine, Engine]]:
+    pairs = zip(variants(made[0], names), variants(made[1], names), strict=True)
+    for (name, precision, vision), (_, _, audio) in pairs:
+        yield (name, precision), vision, audio
+
+
+def _concatenated(own: Features, fight: F32, plan: Plan) -> dict[str, dict[str, float]]:
+    """What is done first and does harm: one head on the features of both modalities, of the clips with sound."""
+    label, counted = _labels([plan.items[int(i)] for i in plan.tested])
+    both = np.concatenate([own.motion, own.changes, own.audio], 1)
+    score = []
+    for train, tested in plan.folds:
+        known = train[own.heard[train]]
+        if len(np.unique(fight[known])) < 2:
+            return {}
+        score.append(_head("changes", both[known], fight[known])(both[tested]))
+    return {"concatenation": {"auc_fused": auc(label[counted], np.concatenate(score)[counted])}}
+
+
+def _novelty(normal: Sequence[dict[str, F32]], tested: Sequence[dict[str, F32]]) -> F32:
+    """(n,) mean novelty of each clip's windows against those of normal clips, standardised; 0 without windows."""
+    known = [clip["embedding"] for clip in normal if clip]
+    if not known:
+        return np.zeros(len(tested), np.float32)
+    memory = Memory(known[0].shape[1])
+    memory.fill(np.concatenate(known))
+    found = [np.mean([memory.novelty(v) for v in clip["embedding"]]) if clip else 0.0 for clip in tested]
+    return np.asarray(found, np.float32)
+
+
+def _labels(items: Sequence[Item]) -> tuple[F32, NDArray[np.bool_]]:
+    return np.array([item.fight for item in items], np.float32), np.array([item.counted for item in items])
+
+
+def _through(film: Film, rng: np.random.Generator) -> Film:
+    other = lens(rng)
+    return Film([seen(frame, other, rng) for frame in film.frames])
+
+
+def _sound(path: Path) -> I16:
+    """(n, samples) windows of a second, half a second apart; none where there is nothing to hear."""
+    spec = AudioSpec(rate_hz=_RATE_HZ)
+    nothing = np.zeros((0, spec.samples), np.int16)
+    if not has_sound(path):
+        return nothing
+    pcm = decode_sound(path, _RATE_HZ)
+    level = float(np.sqrt(np.square(pcm.astype(np.float64) / 32768).mean())) if len(pcm) else 0.0
+    if 20 * np.log10(level + 1e-9) < _SILENT_DB:
+        return nothing
+    ends = range(min(len(pcm), spec.samples), len(pcm) + 1, _HOP)
+    return np.stack([prepare.audio(pcm[:end], spec) for end in ends])
+
+
+def _file(row: Row) -> str:
+    return f"{SET}/clips/{row['clip']}"
+
+
+SETS = {SET: Task(recipe, bundle, FLOOR)}
