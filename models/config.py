@@ -91,8 +91,7 @@ class Preset:
     audio: Schedule = Schedule(steps=1800, batch=64, rate=4e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
     fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
-    #: Embedding tracks per modality and kind that episodes are composed of, for training and for dev.
-    tracks: int = 60
+    episodes: tuple[int, int] = (360, 180)  #: composed for training and for dev
     vision_taught: bool = True  #: by features of an ImageNet trunk too; needs its package, nothing of it ships
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
@@ -124,7 +123,7 @@ PRESETS = {
         audio=Schedule(steps=3, batch=4, rate=4e-3, decay=0.03),
         sensors=Schedule(steps=5, batch=8, rate=3e-3),
         fusion=Schedule(steps=20, batch=16, rate=2e-3),
-        tracks=3,
+        episodes=(12, 6),
         stills=6,
         calibration_windows=6,
         sites=(1, 1),

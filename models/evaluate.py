@@ -14,8 +14,9 @@ from edge_agent.core import prepare
 from edge_agent.core.records import F32, I16, Engine
 from models.config import Preset
 from models.data import sets
-from models.data.compose import SHOWN, Composer, Windows
+from models.data.compose import Composer, Windows
 from models.data.listening import pooled, windows_of
+from models.data.mixture import SHOWN
 from models.data.records import NORMAL
 from models.data.traces import minute
 from models.metrics import auc, average_precision, interval

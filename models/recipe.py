@@ -22,7 +22,9 @@ from models.config import SOUNDS, Preset
 from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
 from models.data.corpus import Corpus, read_corpus
+from models.data.episodes import Renderer
 from models.data.listening import padded
+from models.data.mixture import MIXTURE, Entry, Shelf, plan
 from models.data.own import joined
 from models.data.records import SPLITS, Recording, Split
 from models.data.staging import Stage, Wrong
@@ -149,22 +151,21 @@ def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer
         outputs = engine.run(name, [{INPUT[name]: item} for item in inputs])
         return np.stack([output["embedding"] for output in outputs])
 
-    maker = TrackMaker(preset, encode, np.random.default_rng([seed, 23, parts.split == "dev"]))
-    count = preset.tracks if parts.split == "train" else max(preset.tracks // 2, 2)
-    tables = [table.log() for table in parts.corpus.tables if table.split == parts.split]
-    trios = [
+    maker = TrackMaker(preset, encode)
+    sites = [
         trio
         for place in tracked(f"{parts.split} sites", parts.places)
         for trio in maker.site(place, spells(place.site, preset))
     ]
-    tracks = {
-        "vision": maker.vision(parts.stage, count),
-        "audio": maker.audio(
-            [clip for clip in parts.clips if clip.source != "simulated" or not parts.corpus.clips], count
-        ),
-        "sensors": maker.sensors(tables, count),
-    }
-    return Composer.of(tracks, trios, preset.history)  # type: ignore[arg-type]
+    entries, renderer = plan_of(preset, parts)
+    return Composer.of(maker.episodes(renderer, entries, MIXTURE.steps), sites, preset.history)
+
+
+def plan_of(preset: Preset, parts: Parts) -> tuple[list[Entry], Renderer]:
+    """The manifest of one split, and what makes its episodes."""
+    shelf = Shelf(recording for recording in parts.corpus.recordings if recording.split == parts.split)
+    count = preset.episodes[parts.split == "dev"]
+    return plan(shelf, parts.split, count), Renderer(shelf, parts.stage, preset)
 
 
 def _save_replay(out: Path, composers: Mapping[Split, Composer], seed: int) -> None:
@@ -232,6 +233,7 @@ def make(
         "preset": preset.name,
         "seed": seed,
         "sets": list(corpus.sets),
+        "mixture": f"version {MIXTURE.version}, sha256 {MIXTURE.digest}",
         "balance": balance.markdown(balance.table(corpus.recordings)) if corpus.sets else [],
         "sounds": list(SOUNDS),
         "int8": {

@@ -1,6 +1,5 @@
-"""Composed episodes: embedding tracks of the three modalities laid side by side.
+"""Windows for the fusion head, drawn from the cached embeddings of composed episodes and of the simulated site.
 
-No recorded set has camera, microphone and sensors together, so fused episodes are composed from parts of one split.
 A track is what one encoder made of one modality over some seconds, with the steps at which something was wrong.
 """
 
@@ -8,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.core.records import F32
 from models.config import CLASSES
+from models.data.mixture import MIXTURE, SHOWN
 
 Rng = np.random.Generator
-#: Where the cause of an episode shows: a quarter each in one modality alone, a quarter in several.
-SHOWN: tuple[str, ...] = (*MODALITIES, "several")
+#: How often an episode is drawn as it was composed rather than paired anew, and of those the share with a cause.
+_AS_COMPOSED, _WRONG = 0.5, 0.55
 #: An anomaly counts until this many steps after its last active one.
 _LINGER = 2
+
+
+Kind = Literal["normal", "wrong", "degraded", "missing", "site"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Track:
     embeddings: F32  #: (steps, D)
     active: NDArray[np.int8]  #: (steps,): 1 wrong, 0 normal, −1 neither
     name: str  #: class that an active step is evidence for; empty: none that has a name
-    kind: str  #: normal | wrong | degraded
+    kind: Kind
+    mask: F32 | None = None  #: (steps,): 0 where it is missing; None: it is there throughout
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Trio:
     """Three tracks of one place and time."""
 
     tracks: dict[Modality, Track]
+    shown: str  #: one of SHOWN, `nothing` or `site`
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +60,43 @@ class Windows:
 
 @dataclass
 class Composer:
-    """Draws windows from the tracks of one split."""
+    """Draws windows from the tracks of one split: of episodes as they were composed, of their tracks paired anew (a
+    background of one with the cause of another, which costs nothing once both are encoded), of the simulated site."""
 
-    tracks: dict[Modality, list[Track]]
-    trios: Sequence[Trio]
+    episodes: Sequence[Trio]
+    sites: Sequence[Trio]
     history: int
-    kinds: dict[tuple[Modality, str], list[Track]]
+    kinds: dict[tuple[Modality, Kind], list[Track]]
 
     @classmethod
-    def of(cls, tracks: dict[Modality, list[Track]], trios: Sequence[Trio], history: int) -> Composer:
-        kinds = {
-            (name, kind): [track for track in tracks[name] if track.kind == kind]
-            for name in MODALITIES
-            for kind in ("normal", "wrong", "degraded")
-        }
-        return cls(tracks, trios, history, kinds)
+    def of(cls, episodes: Sequence[Trio], sites: Sequence[Trio], history: int) -> Composer:
+        kinds: dict[tuple[Modality, Kind], list[Track]] = {}
+        for trio in episodes:
+            for name, track in trio.tracks.items():
+                kinds.setdefault((name, track.kind), []).append(track)
+        return cls(episodes, sites, history, kinds)
 
     def draw(self, rng: Rng, count: int, *, site: float = 0.5, missing: float = 0.15) -> Windows:
-        """`count` windows; `site` of them from the simulated site, each modality absent in `missing` of them."""
+        """`count` windows; `site` of them from the simulated site, each modality dropped in `missing` of them."""
         rows: list[_Row] = []
         while len(rows) < count:
-            row = self._site(rng) if self.trios and rng.random() < site else self._composed(rng)
+            if self.sites and rng.random() < site:
+                row = self._whole(rng, self.sites)
+            elif rng.random() < _AS_COMPOSED:
+                row = self._whole(rng, self.episodes)
+            else:
+                row = self._paired(rng)
             rows.append(self._window(rng, row[0], row[1], missing))
         return _stack(rows)
 
-    def _composed(self, rng: Rng) -> tuple[list[tuple[Track, int]], str]:
-        shown = str(rng.choice(SHOWN)) if rng.random() < 0.55 else "nothing"
+    def _paired(self, rng: Rng) -> tuple[list[tuple[Track, int]], str]:
+        shown = SHOWN[int(rng.choice(len(SHOWN), p=MIXTURE.shown))] if rng.random() < _WRONG else "nothing"
         several = rng.permutation(3)[: int(rng.integers(2, 4))]
         chosen = []
         for index, name in enumerate(MODALITIES):
             wrong = shown == name or (shown == "several" and index in several)
-            kind = "wrong" if wrong else "degraded" if rng.random() < 0.1 else "normal"
-            pool = self.kinds[name, kind] or self.kinds[name, "normal"]
+            kind: Kind = "wrong" if wrong else "degraded" if rng.random() < 0.1 else "normal"
+            pool = self.kinds.get((name, kind)) or self.kinds.get((name, "normal")) or self.kinds[name, "missing"]
             track = pool[int(rng.integers(len(pool)))]
             chosen.append((track, self._end(rng, track, wrong)))
         return chosen, shown
@@ -96,11 +107,11 @@ class Composer:
         good = good if len(good) else steps
         return int(good[int(rng.integers(len(good)))])
 
-    def _site(self, rng: Rng) -> tuple[list[tuple[Track, int]], str]:
-        trio = self.trios[int(rng.integers(len(self.trios)))]
+    def _whole(self, rng: Rng, trios: Sequence[Trio]) -> tuple[list[tuple[Track, int]], str]:
+        trio = trios[int(rng.integers(len(trios)))]
         length = len(trio.tracks["vision"].active)
         end = int(rng.integers(self.history - 1, length))
-        return [(trio.tracks[name], end) for name in MODALITIES], "site"
+        return [(trio.tracks[name], end) for name in MODALITIES], trio.shown
 
     def _window(self, rng: Rng, chosen: list[tuple[Track, int]], shown: str, missing: float) -> _Row:
         mask = np.ones((self.history, 3), np.float32)
@@ -113,6 +124,8 @@ class Composer:
         unclear = False
         for index, (track, end) in enumerate(chosen):
             part = slice(end - self.history + 1, end + 1)
+            if track.mask is not None:
+                mask[:, index] *= track.mask[part]
             embeddings.append(track.embeddings[part])
             recent = track.active[part][-_LINGER - 1 :][mask[-_LINGER - 1 :, index] > 0]
             if not mask[:, index].any():

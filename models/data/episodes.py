@@ -21,7 +21,7 @@ from models.bundle import UNCHOSEN, manifest, now
 from models.config import Preset
 from models.data.media import RATE_HZ, Log
 from models.data.mixture import MADE, Entry, Part, Shelf
-from models.data.records import Recording
+from models.data.records import NORMAL, Recording
 from models.data.staging import Stage, Wrong, bounced, cells_of
 from models.data.traces import trace
 
@@ -31,9 +31,16 @@ _MS = 1_000_000
 #: Frames that a step needs: just before its end, and before its two looks back; as `Episode.views` has them.
 _FRAMES_MS = (10, 110, 310)
 _LATE_MS = 600
+#: States in which a cause may or may not be seen.
+_HIDING = ("frozen", "contradicting")
 #: Steps in which camera and microphone join before those that count.
 LEAD = 4
-_SOUNDS = {"thunder": tones.thunder, "door_slam": tones.door}
+_SOUNDS = {
+    "thunder": tones.thunder,
+    "door_slam": tones.door,
+    "gunshot": tones.shot,
+    "explosion": tones.explosion,
+}
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,10 @@ class Renderer:
         views, seen = self._vision(parts["vision"], steps)
         pcm, heard = self._audio(parts["audio"], steps)
         felt, felt_active = self._sensors(parts["sensors"], steps)
+        active: dict[Modality, Active] = {"vision": seen, "audio": heard, "sensors": felt_active}
+        for name, found in active.items():
+            if parts[name].state in _HIDING:
+                found[found == 1] = -1
         there = {name: parts[name].state != "missing" for name in MODALITIES}
         return Episode(
             entry,
@@ -155,7 +166,7 @@ class Renderer:
             views if there["vision"] else None,
             pcm if there["audio"] else None,
             felt if there["sensors"] else None,
-            {"vision": seen[LEAD:], "audio": heard[LEAD:], "sensors": felt_active[LEAD:]},
+            {name: found[LEAD:] for name, found in active.items()},
             {name: parts[name].label for name in MODALITIES},
         )
 
@@ -375,6 +386,6 @@ def _flash(views: U8, part: Part, step: int) -> U8:
 
 def stage_of(recordings: Sequence[Recording], preset: Preset, seed: int, made_up: int) -> Stage:
     """A stage over the films and fires among the recordings."""
-    films = [r for r in recordings if r.pictures is not None and r.label == "normal" and r.pictures.length_s > 1.0]
+    films = [r for r in recordings if r.pictures is not None and r.label == NORMAL and r.pictures.length_s > 1.0]
     fires = [r for r in recordings if r.pictures is not None and r.label == "fire" and r.pictures.boxes]
     return Stage(films, fires, preset.vision_spec, seed, made_up)

@@ -11,7 +11,7 @@ from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
 from models.config import preset
 from models.data import sets, traces
-from models.data.compose import Composer, Track
+from models.data.compose import Composer, Kind, Track, Trio
 from models.data.corpus import Corpus, read_corpus
 from models.data.records import Recording
 from models.data.staging import Stage
@@ -86,14 +86,15 @@ def test_missing_channels_leave_at_least_one():
 
 
 def _composer() -> Composer:
-    def track(kind: str, level: float) -> Track:
+    def track(kind: Kind, level: float) -> Track:
         active = np.full(16, int(kind == "wrong"), np.int8)
-        return Track(
-            np.full((16, TINY.embedding), level, np.float32), active, "fire" if kind == "wrong" else "", kind
-        )
+        found = np.full((16, TINY.embedding), level, np.float32)
+        mask = np.full(16, float(kind != "missing"), np.float32)
+        return Track(found, active, "fire" if kind == "wrong" else "", kind, mask)
 
-    tracks = {name: [track("normal", 0.0), track("wrong", 1.0)] for name in MODALITIES}
-    return Composer.of(tracks, [], TINY.history)
+    pairs: tuple[tuple[Kind, float], ...] = (("normal", 0.0), ("wrong", 1.0), ("missing", 0.0))
+    trios = [Trio({name: track(*pair) for name in MODALITIES}, "several") for pair in pairs]
+    return Composer.of(trios, [], TINY.history)
 
 
 def test_a_window_is_wrong_only_by_what_is_present():
