@@ -145,9 +145,11 @@ def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, qu
         arrays = {"bundle": np.array(opened.hash)}
         for split in SPLITS:
             composer = recipe.compose(preset, recipe.gather(corpus, preset, split, 0), engine, 0)
-            missing = 0.15 if split == "train" else 0.0
-            count = _COUNT[split] // (16 if quick else 1)
-            drawn = composer.draw(np.random.default_rng([0, 61, split == "dev"]), count, missing=missing)
+            # Judged: composed episodes alone, nothing dropped but what the manifest drops.
+            how = {} if split == "train" else {"site": 0.0, "missing": 0.0}
+            drawn = composer.draw(
+                np.random.default_rng([0, 61, split == "dev"]), _COUNT[split] // (16 if quick else 1), **how
+            )
             arrays |= {f"{split}_{name}": array for name, array in packed(drawn).items()}
         bundle.save_arrays(path, arrays)
     return Embedded(_unpacked(arrays, "train"), _unpacked(arrays, "dev"), _digest(path.read_bytes()))
