@@ -25,7 +25,7 @@ _MODULES = {
     "fight_surv": "fights",
     "fire_images": "flames",
     "skab": "sensors",
-    "occupancy": "sensors",
+    "occupancy": "rooms",
     "composed": "composed",
     "audio_folder": "sounds",
     "sensor_csv": "sensors",

@@ -16,13 +16,13 @@ the graph is numpy on the embeddings, float on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.core.records import Engine
 from models.progress import Progress
-from models.runtime import ENGINES
+from models.runtime import ENGINES, FP32, INT8, Made, variants
 
 #: (engine, precision): ("torch", "fp32"), ("openvino", "int8") …
 Variant = tuple[str, str]
@@ -90,4 +90,14 @@ def judged(variants: Iterable[tuple[str, str, Engine]], judge: Callable[[Engine]
         shown = Progress(f"judging {engine} {precision}", 1)
         found[engine, precision] = judge(ready)
         shown.at(1)
+    return found
+
+
+def judged_in_float(made: Made, engines: Sequence[str], judge: Callable[[Engine], Judged]) -> dict[Variant, Judged]:
+    """`judge` once for each engine, for graphs that stay float32 where int8 is asked for: one file, one answer."""
+    found: dict[Variant, Judged] = {}
+    for (engine, precision), answer in judged((v for v in variants(made, engines) if v[1] == FP32), judge).items():
+        found[engine, precision] = answer
+        if engine != "torch":
+            found[engine, INT8] = answer
     return found
