@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import torch
 
-from edge_agent.engine import installed, open_bundle
+from edge_agent.engine import installed, load, open_bundle
 from edge_agent.errors import BundleError, ConfigError
-from models import ablate, benchmark, recipe, verdicts
+from models import ablate, benchmark, longrun, recipe, verdicts
 from models.benchmark.record import Roots
 from models.config import PRESETS, Logger, Run, preset
 from models.data.own import read_site
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_benchmark(commands)
     _add_ablate(commands)
+    _add_longrun(commands)
     _add_compress(commands)
     return parser
 
@@ -90,6 +91,15 @@ def _add_ablate(commands: Commands) -> None:
     ablate.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated parts")
     ablate.add_argument("--bundle", type=Path, default=SHIPPED, help="its encoders make the embeddings")
     ablate.set_defaults(run=_ablate)
+
+
+def _add_longrun(commands: Commands) -> None:
+    long = commands.add_parser("longrun", help="false alarms a day, clean and disturbed, before and after adaptation")
+    long.add_argument("--bundle", type=Path, default=SHIPPED)
+    long.add_argument("--quick", action="store_true", help="two minutes: a look, no figures to publish")
+    long.add_argument("--seed", type=int, default=0, help="of the disturbances; the places are always the same")
+    long.add_argument("--json", type=Path, help="write the figures there")
+    long.set_defaults(run=_longrun)
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -152,6 +162,17 @@ def _compress(options: argparse.Namespace) -> dict[str, Any]:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.html is not None:
         options.html.write_text(compression_report.page(found), encoding="utf-8")
+    return {}
+
+
+def _longrun(options: argparse.Namespace) -> dict[str, Any]:
+    model = load(options.bundle)
+    shape = preset(model.manifest.name.rsplit("-", 1)[0])
+    found = longrun.run(model, shape, longrun.SCALES["quick" if options.quick else "full"], options.seed)
+    model.engine.close()
+    print(longrun.text(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return {}
 
 
