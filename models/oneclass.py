@@ -130,10 +130,15 @@ def cell_loss(heat: Tensor, cells: Tensor) -> Tensor:
 
 
 def hottest(heat: F32) -> F32:
-    """(n,) highest mean of a 3x3 neighbourhood of heat logits (n, h, w); cells beyond the border do not count."""
-    ones = np.ones(heat.shape[1:], np.float32)
-    total, count = (_sum3(np.pad(plane, ((0, 0), (1, 1), (1, 1)))) for plane in (heat, ones[None]))
-    return np.asarray((total / count).reshape(len(heat), -1).max(1), np.float32)
+    """(n,) highest mean of a 3x3 neighbourhood of heat logits (n, h, w)."""
+    return np.asarray(neighbourhoods(heat).reshape(len(heat), -1).max(1), np.float32)
+
+
+def neighbourhoods(heat: F32) -> F32:
+    """Mean of each cell's 3x3 neighbourhood, (n, h, w) both; cells beyond the border do not count."""
+    ones = np.ones((1, *heat.shape[1:]), np.float32)
+    total, count = (_sum3(np.pad(plane, ((0, 0), (1, 1), (1, 1)))) for plane in (heat, ones))
+    return np.asarray(total / count, np.float32)
 
 
 def _sum3(plane: F32) -> F32:
