@@ -2,7 +2,7 @@
 
     DIR/sounds/   sounds with `labels.csv` (file, label; split, group, start_s, end_s if there are any)
     DIR/films/    films in which nothing is wrong
-    DIR/sensors/  one CSV per log of normal hours, columns named as quantities
+    DIR/sensors/  one CSV per log of normal hours, columns named as quantities (`temperature` …)
 
 Any of the three may be missing, not all. A label that names no sound of `config.SOUNDS` trains as `other`: it raises
 the score, and the alert is an `anomaly`.
@@ -15,11 +15,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from edge_agent.config import QUANTITIES
 from edge_agent.errors import ConfigError
 from models.config import SOUNDS
 from models.data import public
 from models.data.corpus import CASUAL, Corpus
-from models.data.media import Pictures, film_length
+from models.data.media import Log, Pictures, Readings, film_length
 from models.data.records import NORMAL, Recording
 
 SITE = "site"
@@ -36,12 +39,7 @@ def read_site(root: Path) -> Corpus:
     return Corpus(
         clips=tuple(_sounds(public.audio_folder(root / "sounds"))) if "sounds" in there else (),
         footage=tuple(_films(root / "films")) if "films" in there else (),
-        # A background level, as it is in the recorded sets: nobody said who was there.
-        tables=tuple(
-            replace(log, source=SITE, split="train", group=log.item) for log in public.sensor_csv(root / "sensors")
-        )
-        if "sensors" in there
-        else (),
+        tables=tuple(_level(log) for log in public.sensor_csv(root / "sensors")) if "sensors" in there else (),
         sets=(SITE,),
     )
 
@@ -88,6 +86,21 @@ def _spans(recording: Recording) -> list[Recording]:
         )
         for span in recording.spans
     ]
+
+
+def _level(recording: Recording) -> Recording:
+    """A log as a level that faults are laid over: the columns that a device knows, and no word on who was there."""
+    log = recording.log()
+    known = {name.lower(): index for index, name in enumerate(log.names)}
+    names = tuple(name for name in QUANTITIES if name in known)
+    if not names:
+        raise ConfigError(
+            f"sensors/{recording.item} has no column that a device knows ({', '.join(log.names)}); name them as "
+            f"quantities: {', '.join(QUANTITIES)}"
+        )
+    values = log.values[:, [known[name] for name in names]]
+    held = Log(log.time_s, names, values, np.full(len(values), -1, np.int8))
+    return replace(recording, source=SITE, split="train", group=recording.item, readings=Readings(held=held))
 
 
 def _split(group: str) -> str:

@@ -27,7 +27,7 @@ def root(tmp_path):
         "long.wav,siren,train,0.5,1.0\nunsaid.wav,,,,\n"
     )
     (tmp_path / "sensors" / "hall.csv").write_text(
-        "time,temperature\n2026-01-01 00:00:00,20.5\n2026-01-01 00:01:00,20.6\n"
+        "time,Temperature,Fan,occupancy\n2026-01-01 00:00:00,20.5,1,1\n2026-01-01 00:01:00,20.6,1,0\n"
     )
     with av.open(str(tmp_path / "films" / "yard.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -49,7 +49,8 @@ def test_everything_is_read_under_the_trainers_labels(root):
     assert next(clip for clip in found.clips if clip.item == "shot.wav").split in {"train", "dev"}
     assert next(len(clip.pcm(16_000)) for clip in found.clips if "long" in clip.item) == 8_000
     assert [(film.split, film.pictures.start_s) for film in found.footage] == [("train", 0.0), ("dev", 3.0)]
-    assert len(found.tables[0].log().time_s) == 2
+    log = found.tables[0].log()
+    assert (log.names, log.values.tolist(), log.wrong.tolist()) == (("temperature",), [[20.5], [20.6]], [-1, -1])
     both = joined(Corpus(sets=("esc10",)), found)
     assert both.sets == ("esc10", "site")
     assert both.clips == found.clips
@@ -58,6 +59,10 @@ def test_everything_is_read_under_the_trainers_labels(root):
 def test_a_folder_without_anything_and_sounds_without_labels_are_refused(root, tmp_path_factory):
     with pytest.raises(ConfigError, match="none of the folders sounds, films, sensors"):
         read_site(tmp_path_factory.mktemp("empty"))
+    (root / "sensors" / "fan.csv").write_text("time,fan\n2026-01-01 00:00:00,1\n")
+    with pytest.raises(ConfigError, match=r"fan.csv has no column that a device knows \(fan\)"):
+        read_site(root)
+    (root / "sensors" / "fan.csv").unlink()
     (root / "sounds" / "labels.csv").unlink()
     with pytest.raises(ConfigError, match="none of the site's sounds has a label"):
         read_site(root)
