@@ -75,7 +75,7 @@ def encode(model: Model, windows: Sequence[Prepared]) -> list[Encoded]:
 def score(model: Model, histories: Sequence[History]) -> list[Scores | None]:
     """Scores of each history's last window, one engine call for all; None where the head's logit is not finite."""
     subsets = [_subsets(history.mask) for history in histories]
-    items = [_item(history, subset) for history, ways in zip(histories, subsets, strict=True) for subset in ways]
+    items = [item for history, ways in zip(histories, subsets, strict=True) for item in _items(history, ways)]
     outputs = iter(model.engine.run("fusion", items) if items else [])
     return [
         _scores(model, history, {subset: next(outputs) for subset in ways})
@@ -103,15 +103,20 @@ def _subsets(mask: F32) -> list[frozenset[int]]:
     ]
 
 
-def _item(history: History, subset: frozenset[int]) -> dict[str, NDArray[Any]]:
-    kept = np.zeros(len(MODALITIES), np.float32)
-    kept[list(subset)] = 1.0
-    item: dict[str, NDArray[Any]] = {
-        modality: np.ascontiguousarray(history.embeddings[:, column]) * kept[column]
-        for column, modality in enumerate(MODALITIES)
-    }
-    item["mask"] = history.mask * kept
-    return item
+def _items(history: History, subsets: Sequence[frozenset[int]]) -> list[dict[str, NDArray[Any]]]:
+    """The head's input under each subset: what is not in it is zero, mask and embeddings alike."""
+    held = [np.ascontiguousarray(history.embeddings[:, column]) for column in range(len(MODALITIES))]
+    nothing = np.zeros_like(held[0])
+    found = []
+    for subset in subsets:
+        mask = np.zeros_like(history.mask)
+        for column in subset:
+            mask[:, column] = history.mask[:, column]
+        item: dict[str, NDArray[Any]] = {
+            modality: held[column] if column in subset else nothing for column, modality in enumerate(MODALITIES)
+        }
+        found.append({**item, "mask": mask})
+    return found
 
 
 def _scores(

@@ -105,8 +105,9 @@ def stack(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) 
 
 
 def split(outputs: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, NDArray[Any]]]:
-    """One dict per item, copied: the runtime may use its buffers again."""
-    return [{name: np.array(array[index]) for name, array in outputs.items()} for index in range(count)]
+    """One dict per item, copied once for all of them: the runtime may use its buffers again."""
+    copies = {name: np.array(array) for name, array in outputs.items()}
+    return [{name: array[index, ...] for name, array in copies.items()} for index in range(count)]
 
 
 def _fits(have: Port, want: Port) -> bool:
