@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -169,7 +170,8 @@ def train(
     is no longer finite.
     """
     look = min(run.look_steps, schedule.steps)
-    mark = _mark(title, module, schedule)
+    first = next(batches)
+    mark = _mark(title, module, schedule, first)
     last = run.folder / f"{title}.ckpt" if run.folder is not None else None
     start = last if last is not None and last.is_file() else None
     if start is not None and _finished(start, module, schedule, mark):
@@ -207,15 +209,18 @@ def train(
             use_distributed_sampler=False,
             default_root_dir=run.folder,
         )
-        trainer.fit(training, _Stream(batches, look), ckpt_path=start, weights_only=True if start else None)
+        trainer.fit(
+            training, _Stream(chain([first], batches), look), ckpt_path=start, weights_only=True if start else None
+        )
     module.eval()
 
 
-def _mark(title: str, module: nn.Module, schedule: Schedule) -> str:
-    """Tells one training from another: what is trained, how long, and from which weights."""
+def _mark(title: str, module: nn.Module, schedule: Schedule, first: tuple[Tensor, ...]) -> str:
+    """Tells one training from another: what is trained, how long, from which weights and on which data, of which the
+    first batch speaks for all."""
     digest = hashlib.sha256(f"{title} {schedule}".encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    for tensor in (*module.state_dict().values(), *first):
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -228,7 +233,8 @@ def _finished(path: Path, module: nn.Module, schedule: Schedule, mark: str) -> b
         raise ConfigError(f"{path} cannot be read as a checkpoint ({error}): remove it to train anew") from error
     if ours["mark"] != mark:
         raise ConfigError(
-            f"{path} belongs to another training (preset, seed or schedule differ): remove it, or name another folder"
+            f"{path} belongs to another training (data, preset, seed or schedule differ): remove it to train anew, or "
+            "name another folder"
         )
     if found["global_step"] < schedule.steps:
         return False

@@ -22,8 +22,8 @@ class _Broken(RuntimeError):
     pass
 
 
-def _batches(stop_after: int | None = None):
-    generator = torch.Generator().manual_seed(5)
+def _batches(stop_after: int | None = None, seed: int = 5):
+    generator = torch.Generator().manual_seed(seed)
     for index in itertools.count():
         if index == stop_after:
             raise _Broken
@@ -31,11 +31,11 @@ def _batches(stop_after: int | None = None):
         yield x, (x[:, :1] > 0).float()
 
 
-def _fitted(run=ALONE, schedule=SCHEDULE, judge=None, stop_after=None, seed=0):
+def _fitted(run=ALONE, schedule=SCHEDULE, judge=None, *, stop_after=None, seed=0, data=5):
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     given = judge and (lambda: judge(net))
-    fit("task", net, schedule, _batches(stop_after), lambda x, y: _loss(net, x, y), run=run, judge=given)
+    fit("task", net, schedule, _batches(stop_after, data), lambda x, y: _loss(net, x, y), run=run, judge=given)
     return net.state_dict()
 
 
@@ -57,14 +57,15 @@ def test_a_broken_run_taken_up_again_ends_with_the_same_weights(tmp_path):
 def test_what_is_finished_is_not_trained_again(tmp_path):
     run = Run(folder=tmp_path, look_steps=5)
     done = _fitted(run)
-    assert _same(done, _fitted(run, stop_after=0))
+    assert _same(done, _fitted(run, stop_after=1))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     run = Run(folder=tmp_path, look_steps=5)
     _fitted(run)
-    with pytest.raises(ConfigError, match="another training"):
-        _fitted(run, seed=1)
+    for other in ({"seed": 1}, {"data": 6}, {"schedule": replace(SCHEDULE, steps=13)}):
+        with pytest.raises(ConfigError, match="another training"):
+            _fitted(run, **other)
     (tmp_path / "task.ckpt").write_bytes(b"half a fi")
     with pytest.raises(ConfigError, match="cannot be read"):
         _fitted(run)
