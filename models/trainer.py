@@ -233,7 +233,7 @@ def _finished(path: Path, module: nn.Module, schedule: Schedule, mark: str) -> b
         raise ConfigError(f"{path} cannot be read as a checkpoint ({error}): remove it to train anew") from error
     if ours["mark"] != mark:
         raise ConfigError(
-            f"{path} belongs to another training (data, preset, seed or schedule differ): remove it to train anew, or "
+            f"{path} belongs to another training (data, preset, seed or schedule differ): remove it, or "
             "name another folder"
         )
     if found["global_step"] < schedule.steps:
