@@ -26,7 +26,7 @@ from benchmarks.result import Budgets, Findings, Result
 from benchmarks.site import Options
 
 HERE = Path(__file__).parent
-NAMES = ("cpu", "throughput", "latency", "start", "outbox", "ingest")
+NAMES = ("cpu", "throughput", "step", "latency", "start", "outbox", "ingest")
 BEGIN, END = "<!-- made by python -m benchmarks: begin -->", "<!-- made by python -m benchmarks: end -->"
 
 USUAL = Options()
