@@ -1,4 +1,9 @@
-"""Changes to sound in mel *power*, where mixing two recordings is an addition. Arrays are (N, MELS, frames)."""
+"""What the field does to signals, as pure functions of an array and a generator; the input is never changed.
+
+Sound that trains is changed in mel *power*, (N, MELS, frames), where mixing two recordings is an addition: mixup,
+noise, rooms, codecs, band limits, SpecAugment. Sound that is played is changed as PCM. Pictures: `models.data.lens` (crop,
+colour, blur, noise, JPEG). Readings are windows (3, channels, steps) of value, age and mask.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.frontend import HOP, MELS, log_mel
+from edge_agent.core.records import F32, I16
+from models.frontend import HOP, MELS, SENSOR_SCALE, log_mel
 
 Rng = np.random.Generator
 #: Seconds between two frames at 16 kHz; frames that an echo is followed for.
 _FRAME_S, _TAIL = HOP / 16_000, 48
+_LOUDEST, _MU = 32768.0, 255.0
 
 
 def mix_up(power: Tensor, rng: Rng, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,3 +126,67 @@ def heard(power: Tensor, rng: Rng) -> Tensor:
             start = int(rng.integers(0, frames - size))
             item[:, start : start + size] = item.min()
     return x.unsqueeze(1)
+
+
+def companded(pcm: I16) -> I16:
+    """Eight bits by the mu-law (ITU-T G.711), as cameras with telephone codecs send it."""
+    level = np.sign(pcm) * np.log1p(_MU * np.abs(pcm / _LOUDEST)) / np.log1p(_MU)
+    coarse = np.round(level * 127) / 127
+    wave = np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(_MU)) / _MU
+    return np.asarray(np.clip(np.round(wave * _LOUDEST), -32768, 32767), np.int16)
+
+
+def coarse(pcm: I16, rng: Rng, block: int = 1024) -> I16:
+    """As a codec of few bits leaves it: nothing above a limit of 2 to 6 kHz (at 16 kHz), and in every block
+    nothing far below its loudest tone."""
+    whole = np.pad(pcm, (0, -len(pcm) % block)).reshape(-1, block).astype(np.float64)
+    tones = np.fft.rfft(whole, axis=1)
+    size = np.abs(tones)
+    tones[size < size.max(1, keepdims=True) * 10 ** (-rng.uniform(20, 40) / 20)] = 0
+    tones[:, int(block * rng.uniform(0.125, 0.375)) :] = 0
+    return np.clip(np.round(np.fft.irfft(tones, block, axis=1)), -32768, 32767).astype(np.int16).ravel()[: len(pcm)]
+
+
+def shifted(pcm: I16, rng: Rng, most: int) -> I16:
+    """Up to `most` samples earlier or later, silence in what is left open."""
+    late = int(rng.integers(-most, most + 1))
+    out = np.zeros_like(pcm)
+    out[max(late, 0) : len(pcm) + min(late, 0)] = pcm[max(-late, 0) : len(pcm) - max(late, 0)]
+    return out
+
+
+def drifted(readings: F32, rng: Rng, share: float = 0.3) -> F32:
+    """Some channels with a slope of their own: up to 0.15 of the front end's unit over the window, either way."""
+    out = readings.copy()
+    slope = np.linspace(-0.5, 0.5, readings.shape[2], dtype=np.float32)
+    for channel in np.flatnonzero(rng.random(readings.shape[1]) < share):
+        _, scale, logarithmic = SENSOR_SCALE[channel]
+        size = np.float32(rng.uniform(-0.15, 0.15) * scale) * slope
+        value = out[0, channel]
+        moved = np.expm1(np.log1p(np.maximum(value, 0)) + size) if logarithmic else value + size
+        # A door is open or shut: what has two values does not drift.
+        out[0, channel] = np.where((out[2, channel] > 0) & ~np.isin(value, (0.0, 1.0)), moved, value)
+    return out
+
+
+def dropped(readings: F32, rng: Rng, share: float = 0.25) -> F32:
+    """Some of the channels missing, at least one left."""
+    out = readings.copy()
+    there = np.flatnonzero(out[2].any(1))
+    lost = there[rng.random(len(there)) < share]
+    if len(lost) < len(there):
+        out[:, lost] = 0
+    return out
+
+
+def modalities_dropped(mask: F32, rng: Rng, share: float) -> F32:
+    """A history's mask (steps, 3) as the field has it: modalities away all along, steps lost here and there, a scene
+    that has just begun."""
+    steps, count = mask.shape
+    out = mask.copy()
+    out[:, rng.random(count) < share] = 0
+    if rng.random() < 0.2:
+        out *= rng.random((steps, count)) < 0.8
+    if rng.random() < 0.1:
+        out[: int(rng.integers(1, steps))] = 0
+    return out

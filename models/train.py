@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32
+from models import augment
 from models.config import ALONE, Preset, Run, Schedule
 from models.data.compose import Composer, Windows
 from models.data.media import Log
-from models.data.traces import PRESENCE, QUIET, WRONG, dropped, minute, trace
+from models.data.traces import PRESENCE, QUIET, WRONG, minute, trace
 from models.fusion import FusionHead
 from models.network import SensorGraph
 from models.terms import Batch, Learner, supervised
@@ -66,7 +67,7 @@ def train_sensors(
         rng = np.random.default_rng([seed, 13])
         while True:
             chosen = [pool[int(i)] for i in rng.integers(0, len(pool), preset.sensors.batch)]
-            readings = np.stack([dropped(rng, window) for window, _ in chosen])
+            readings = np.stack([augment.dropped(augment.drifted(window, rng), rng) for window, _ in chosen])
             yield torch.from_numpy(readings), torch.tensor([target for _, target in chosen])
 
     fit("sensors", graph, preset.sensors, batches(), loss, run=preset.run)

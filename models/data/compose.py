@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.core.records import F32
+from models import augment
 from models.config import CLASSES
 from models.data.mixture import MIXTURE, SHOWN
 
@@ -114,12 +115,7 @@ class Composer:
         return [(trio.tracks[name], end) for name in MODALITIES], trio.shown
 
     def _window(self, rng: Rng, chosen: list[tuple[Track, int]], shown: str, missing: float) -> _Row:
-        mask = np.ones((self.history, 3), np.float32)
-        mask[:, rng.random(3) < missing] = 0
-        if rng.random() < 0.2:
-            mask *= rng.random((self.history, 3)) < 0.8
-        if rng.random() < 0.1:  # a scene that has just begun
-            mask[: int(rng.integers(1, self.history))] = 0
+        mask = augment.modalities_dropped(np.ones((self.history, 3), np.float32), rng, missing)
         embeddings, own, classes = [], np.full(3, -1.0, np.float32), np.zeros(len(CLASSES), np.float32)
         unclear = False
         for index, (track, end) in enumerate(chosen):

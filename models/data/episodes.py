@@ -17,8 +17,10 @@ from edge_agent.core.align import Aligner
 from edge_agent.core.records import CLOCK, F32, I16, U8, Prepared, Reading, Sample
 from edge_agent.core.scene import unknown
 from edge_agent.simulate import tones
+from models import augment
 from models.bundle import UNCHOSEN, manifest, now
 from models.config import Preset
+from models.data.lens import Lens, seen
 from models.data.media import RATE_HZ, Log
 from models.data.mixture import MADE, Entry, Part, Shelf
 from models.data.records import NORMAL, Recording
@@ -77,8 +79,7 @@ class Episode:
     @property
     def present(self) -> tuple[Modality, ...]:
         """Modalities that are there."""
-        parts = {"vision": self.views, "audio": self.pcm, "sensors": self.felt}
-        return tuple(name for name in MODALITIES if parts[name] is not None)
+        return tuple(part.modality for part in self.entry.parts if part.state != "missing")
 
     @property
     def label(self) -> int:
@@ -224,6 +225,9 @@ class Renderer:
 
     def _spoilt_pictures(self, views: U8, part: Part) -> U8:
         rng = np.random.default_rng([part.seed, 16])
+        if part.state == "noisy" and rng.random() < 0.5:  # a poor stream
+            poor = Lens(quality=int(rng.integers(8, 25)), noise=float(rng.uniform(0, 6)))
+            return np.stack([[seen(view, poor, rng) for view in step] for step in views])
         if part.state == "noisy":
             grain = rng.normal(0, rng.uniform(15, 40), views.shape[1:]).astype(np.float32)
             shifts = rng.integers(0, views.shape[3], len(views))
@@ -279,6 +283,10 @@ class Renderer:
         return np.asarray(noise, np.float32)
 
     def _spoilt_sound(self, rng: Rng, sound: F32, part: Part) -> I16:
+        if part.state == "noisy" and rng.random() < 0.5:  # a poor codec, late by up to a quarter of a second
+            pcm = np.clip(sound, -32768, 32767).astype(np.int16)
+            pcm = augment.companded(pcm) if rng.random() < 0.5 else augment.coarse(pcm, rng)
+            return augment.shifted(pcm, rng, self.preset.audio_spec.rate_hz // 4)
         if part.state == "noisy":
             hiss = rng.normal(0, np.sqrt(np.square(sound).mean()) + 30, len(sound)) * rng.uniform(0.3, 1.0)
             sound = np.asarray(sound + hiss, np.float32)

@@ -93,16 +93,6 @@ def minute(rng: Rng, table: Log, row: int, spec: SensorSpec, step_s: float) -> F
     return out
 
 
-def dropped(rng: Rng, readings: F32) -> F32:
-    """The same window with some of its channels missing, at least one left."""
-    out = readings.copy()
-    there = np.flatnonzero(out[2].any(1))
-    lost = there[rng.random(len(there)) < 0.25]
-    if len(lost) < len(there):
-        out[:, lost] = 0
-    return out
-
-
 def _drift(rng: Rng, t: NDArray[np.float64], period_s: float) -> NDArray[np.float64]:
     return np.sin(2 * np.pi * (t / (period_s * rng.uniform(0.6, 2.0)) + rng.random()))
 

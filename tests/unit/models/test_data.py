@@ -9,6 +9,7 @@ pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
+from models import augment
 from models.config import preset
 from models.data import sets, traces
 from models.data.compose import Composer, Kind, Track, Trio
@@ -82,7 +83,7 @@ def test_a_trace_knows_when_it_is_wrong(wrong):
 def test_missing_channels_leave_at_least_one():
     rng = np.random.default_rng(0)
     window = traces.trace(rng, 64, 0.5, None).readings
-    assert all(traces.dropped(rng, window)[2].any() for _ in range(50))
+    assert all(augment.dropped(window, rng)[2].any() for _ in range(50))
 
 
 def _composer() -> Composer:
