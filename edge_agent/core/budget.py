@@ -133,6 +133,8 @@ class _Tail:
 
     def alerts(self, level: float) -> float:
         """How many of the alerts would have come at `level`, and half a one; at least 1, the next block's place."""
+        if not len(self._levels):
+            return 1.0
         beyond = np.maximum(level - self._levels, 0.0)
         return max(1.0, float((self._counts * np.exp(-beyond / self._scale)).sum()) + 0.5)
 

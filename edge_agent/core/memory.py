@@ -11,6 +11,7 @@ more than 3 % of the memory; and only quiet windows are shown to it at all. The 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ class Memory:
         self._waiting = np.zeros((0, size), np.float32)
         self._seen = np.zeros((0, 2), np.int64)  # of those that wait: newest hour, number of hours
         self._hour = np.zeros(2, np.int64)  # the present one, and how many entered in it
-        self._spread = np.zeros(2, np.float64)
-        self._square = np.zeros(0, np.float32)
+        self._spread = (0.0, 1.0)
+        self._half_square = np.zeros(0, np.float32)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -75,7 +76,7 @@ class Memory:
         not ready."""
         if not self.ready:
             return 0.0
-        return float((self._nearest(vector)[1] - self._spread[0]) / self._spread[1])
+        return (self._nearest(vector)[1] - self._spread[0]) / self._spread[1]
 
     def learn(self, vector: F32, hour: int) -> None:
         """Show a quiet window. `hour` never falls but to start anew."""
@@ -170,9 +171,9 @@ class Memory:
         self._measure()
 
     def _nearest(self, vector: F32) -> tuple[int, float]:
-        squares = self._square - 2 * (self._known @ vector)
-        at = int(squares.argmin())
-        return at, float(np.sqrt(np.square(self._known[at] - vector).sum()))
+        at = int((self._half_square - self._known @ vector).argmin())
+        off = self._known[at] - vector
+        return at, math.sqrt(float(off @ off))
 
     def _apart(self) -> NDArray[np.float64]:
         """Distance of each known embedding to its nearest other one, float64 (n,)."""
@@ -184,11 +185,11 @@ class Memory:
 
     def _measure(self) -> None:
         """Mean and deviation of the distances within the memory, which novelty is held against."""
-        self._square = np.square(self._known).sum(1)
+        self._half_square = np.square(self._known).sum(1) / 2
         if not self.ready:
             return
         apart = self._apart()
-        least = _SMALLEST * (float(np.sqrt(self._square.mean())) + 1e-6)
+        least = _SMALLEST * (float(np.sqrt(2 * self._half_square.mean())) + 1e-6)
         middle = float(np.median(apart))
         deviation = 1.4826 * float(np.median(np.abs(apart - middle)))
-        self._spread = np.array([max(middle, least), max(deviation, 0.1 * middle, least)])
+        self._spread = max(middle, least), max(deviation, 0.1 * middle, least)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -138,7 +138,7 @@ class Normal:
         """What a window is held against. Nothing changes."""
         own, bare = self._own(scene), self.ruling(scene)
         if scores is None or not scores.present:  # whatever the head says of nothing
-            return replace(bare, score=None if scores is None else scores.score)
+            return Ruling(bare.on, bare.calibrating, None if scores is None else scores.score)
         levels: dict[Cause, float] = {"score": scores.logit}
         novelty = tuple(self._novelty(row, encoded) for row in range(len(MODALITIES))) if scene.adapt else ()
         score, novel = scores.score, False
@@ -152,7 +152,7 @@ class Normal:
             if raised > scores.logit and not self._plain.stale:
                 score, novel = sigmoid(raised), scores.logit < base <= raised
         p_value = self._p_value(own, levels)
-        return replace(bare, score=score, novel=novel, p_value=p_value, levels=levels, novelty=novelty)
+        return Ruling(bare.on, bare.calibrating, score, novel, p_value, levels, novelty)
 
     def learn(
         self,
