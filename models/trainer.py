@@ -261,15 +261,17 @@ def _logger(run: Run) -> Logger | bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning greets, advises and counts devices: that is not what stderr is for here."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
 
 
 def _blend(average: dict[str, Tensor], module: nn.Module, keep: float) -> None:
