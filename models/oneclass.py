@@ -25,7 +25,7 @@ from models.network import VisionGraph
 from models.train import fit
 
 Rng = np.random.Generator
-SCHEDULE = Schedule(steps=1700, batch=16, rate=3e-3, decay=1e-3)
+SCHEDULE = Schedule(steps=1400, batch=16, rate=3e-3, decay=1e-3)
 #: Size of the windows that are trained on: half of the picture costs half and shows as much that is new.
 WINDOW = (112, 160)
 #: How much of a cell makes it odd; below the second it is normal, between them nothing is said.

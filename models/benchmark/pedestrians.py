@@ -37,6 +37,7 @@ NAME = "ucsd_ped2"
 #: Floor of the set: largest optical flow of a block against the training clips', nothing learnt.
 FLOOR = {"frame_auc_micro": 0.90}
 _RATE_HZ = 10.0
+_LONGEST = 100_000  # frames
 _CALIBRATION = 128
 #: Every n-th frame of the normal clips makes the memory of the shipped bundle.
 _EVERY = 5
@@ -110,7 +111,7 @@ def tested(root: Path, spec: VisionSpec) -> tuple[list[Clip], list[str]]:
 
 
 def _frames(path: Path, spec: VisionSpec) -> U8:
-    return Pictures(path, rate_hz=_RATE_HZ).frames(spec)
+    return Pictures(path, rate_hz=_RATE_HZ).frames(spec, most=_LONGEST)
 
 
 def views(frames: U8, spec: VisionSpec) -> U8:
