@@ -66,10 +66,25 @@ def some_features(count: int, heard: int) -> tuple[Features, np.ndarray]:
 
 def test_a_silent_track_carries_no_weight() -> None:
     own, fight = some_features(40, 20)
-    found = Heads.fit(own, fight).scores(own)
+    found = Heads.fit(own, fight, 0.2).scores(own)
     assert (found["audio"][20:] == 0).all()
     assert np.array_equal(found["fused"][20:], found["video"][20:])
     assert not np.array_equal(found["fused"][:20], found["video"][:20])
+
+
+def item(index: int, fight: float, counted: bool) -> Item:
+    none, frames = np.zeros((0, 16_000), np.int16), np.zeros((1, 5, 8, 8), np.uint8)
+    return Item(str(index), str(index // 2), fight, frames, np.zeros(1, np.float32), none, counted)
+
+
+def test_sound_gets_the_share_that_does_no_harm() -> None:
+    own, fight = some_features(80, 80)
+    items = [item(i, float(fight[i]), True) for i in range(80)]
+    assert fights.harmless(own, items, fight, 0) < 0.2  # it is noise
+    telling = Features(own.motion, own.changes, own.audio + 4 * fight[:, None], own.heard)
+    assert fights.harmless(telling, items, fight, 0) == 0.2
+    deaf = Features(own.motion, own.changes, own.audio, np.zeros(80, np.bool_))
+    assert fights.harmless(deaf, items, fight, 0) == 0.0
 
 
 def test_without_any_sound_vision_alone_is_trained() -> None:
@@ -82,11 +97,7 @@ def test_without_any_sound_vision_alone_is_trained() -> None:
 
 def test_figures_are_over_the_clips_with_sound() -> None:
     own, fight = some_features(12, 8)
-    none, frames = np.zeros((0, 16_000), np.int16), np.zeros((1, 5, 8, 8), np.uint8)
-    items = [
-        Item(str(i), str(i // 2), float(fight[i]), frames, np.zeros(1, np.float32), none, bool(own.heard[i]))
-        for i in range(12)
-    ]
+    items = [item(i, float(fight[i]), bool(own.heard[i])) for i in range(12)]
     score = {"video": fight, "audio": 1 - fight, "fused": fight}
     found = judge(items, score, 0)
     assert (found.metrics["auc_video"], found.metrics["auc_audio"]) == (1.0, 0.0)
