@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +118,14 @@ def test_tensorboard_gets_the_loss_of_every_look(tmp_path):
 
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [entry.step for entry in found.Scalars("task/loss")] == [4, 8, 12]
+
+
+def test_nobody_pays_for_lightning_who_does_not_train():
+    """Importing it takes seconds: retraining a head from verdicts must not wait for it, so `fit` alone imports it."""
+    root = Path(__file__).resolve().parents[3] / "models"
+    for path in root.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            origin = node.module if isinstance(node, ast.ImportFrom) else ""
+            eager = "models.trainer" in (origin, *names) or (origin == "models" and "trainer" in names)
+            assert not eager, f"{path} imports models.trainer when it is imported itself"
