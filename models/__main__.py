@@ -17,6 +17,7 @@ from edge_agent.errors import BundleError, ConfigError
 from models import ablate, benchmark, longrun, recipe, verdicts
 from models.benchmark.record import Roots
 from models.config import PRESETS, Logger, Run, preset
+from models.data import balance, leaks, mixture, registry
 from models.data.own import read_site
 from models.runtime import known_engines
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ablate(commands)
     _add_longrun(commands)
     _add_compress(commands)
+    _add_data(commands)
     return parser
 
 
@@ -78,6 +80,17 @@ def _add_compress(commands: Commands) -> None:
     weigh.add_argument("--json", type=Path, help="write the figures there")
     weigh.add_argument("--html", type=Path, help="and a page of them there")
     weigh.set_defaults(run=_compress)
+
+
+def _add_data(commands: Commands) -> None:
+    data = commands.add_parser("data", help="what sets hold; leaks between splits; episodes composed of them")
+    data.add_argument("formats", help="comma-separated: " + ", ".join(registry.FORMATS))
+    data.add_argument("root", type=Path, help="folder of the set, or of the evaluation sets")
+    data.add_argument("--leaks", action="store_true", help="decode everything; fail if a part stands in two splits")
+    data.add_argument("--manifest", type=Path, help="write a manifest of composed episodes there (JSON lines)")
+    data.add_argument("--split", default="train", help="split whose parts the episodes are composed of")
+    data.add_argument("--count", type=int, default=100, help="episodes")
+    data.set_defaults(run=_data)
 
 
 def _add_ablate(commands: Commands) -> None:
@@ -194,6 +207,17 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     print(f"the page is {options.html}", file=sys.stderr)
     if options.json is not None:
         options.json.write_text(json.dumps(found.figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {}
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    recordings = [r for name in options.formats.split(",") for r in registry.read(name, options.root)]
+    print("\n".join(balance.markdown(balance.table(recordings))))
+    if options.leaks:
+        leaks.check(recordings, preset("first").vision_spec)
+    if options.manifest is not None:
+        shelf = mixture.Shelf(recording for recording in recordings if recording.split == options.split)
+        mixture.write(options.manifest, mixture.plan(shelf, options.split, options.count))
     return {}
 
 

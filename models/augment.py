@@ -1,8 +1,8 @@
 """What the field does to signals, as pure functions of an array and a generator; the input is never changed.
 
 Sound that trains is changed in mel *power*, (N, MELS, frames), where mixing two recordings is an addition: mixup,
-noise, rooms, codecs, band limits, SpecAugment. Sound that is played is changed as PCM. Pictures: `models.data.lens` (crop,
-colour, blur, noise, JPEG). Readings are windows (3, channels, steps) of value, age and mask.
+noise, rooms, codecs, band limits, SpecAugment. Sound that is played is changed as PCM. Pictures: `models.data.lens`
+(crop, colour, blur, noise, JPEG). Readings are windows (3, channels, steps) of value, age and mask.
 """
 
 from __future__ import annotations

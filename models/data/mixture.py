@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.errors import ConfigError
+from models.config import CLASSES, SOUNDS
 from models.data import balance
 from models.data.records import NORMAL, Recording
 from models.data.traces import WRONG
@@ -36,7 +37,7 @@ HARD: dict[str, tuple[Modality, ...]] = {
 #: Labels of recordings that are causes, by the modality that shows them.
 _CAUSES: dict[Modality, tuple[str, ...]] = {
     "vision": ("fire", "unusual"),
-    "audio": ("gunshot", "explosion", "siren"),
+    "audio": SOUNDS[1:],
     "sensors": (),
 }
 #: What a generated cause is evidence for.
@@ -125,7 +126,7 @@ class Shelf:
     def __init__(self, recordings: Iterable[Recording]) -> None:
         self.by_key: dict[str, Recording] = {}
         self.normal: dict[Modality, list[str]] = {name: [] for name in MODALITIES}
-        #: modality → kind (`fire`, `unusual`, a threat) → keys
+        #: modality → kind (`fire`, `unusual`, one of SOUNDS) → keys
         self.causes: dict[Modality, dict[str, list[str]]] = {name: {} for name in MODALITIES}
         for recording in recordings:
             for modality in recording.modalities:
@@ -225,7 +226,8 @@ def _cause(rng: Rng, shelf: Shelf, name: Modality, mixture: Mixture) -> tuple[st
             return MADE + kind, kind
         odds = balance.weights([kind for kind in sorted(causes) for _ in causes[kind]])
         chosen = names[int(rng.choice(len(names), p=odds))]
-        return chosen, next(kind for kind in causes if chosen in causes[kind])
+        kind = next(kind for kind in causes if chosen in causes[kind])
+        return chosen, kind if kind in CLASSES else ""
     shares: Mapping[str, float] = {
         kind: share * (1.0 if kind.startswith(MADE) else min(len(causes.get(kind, [])) / _ENOUGH, 1.0))
         for kind, share in mixture.seen

@@ -16,6 +16,8 @@ import cv2  # noqa: E402
 
 from edge_agent.contract.manifest import VisionSpec  # noqa: E402
 from edge_agent.errors import ConfigError  # noqa: E402
+from models.__main__ import main  # noqa: E402
+from models.data import mixture  # noqa: E402
 from models.data.media import Pictures, Sound  # noqa: E402
 from models.data.records import NORMAL, check_groups  # noqa: E402
 from models.data.registry import FORMATS, read  # noqa: E402
@@ -316,6 +318,19 @@ def test_what_cannot_be_decoded_names_the_file(tmp_path):
         Sound(tmp_path / "a.wav").pcm(16_000)
     with pytest.raises(ConfigError, match=r"a\.wav"):
         list(Pictures(tmp_path / "a.wav").stream())
+
+
+def test_the_command_tells_what_a_set_holds_and_composes_episodes_of_it(tmp_path, capsys):
+    _esc10(tmp_path)
+    _sesa(tmp_path)
+    manifest = tmp_path / "m.jsonl"
+    arguments = ["data", "esc10,sesa", str(tmp_path), "--leaks", "--manifest", str(manifest), "--count", "3"]
+    assert main(arguments) == 1  # every sound here is the same
+    assert "leaks between splits" in capsys.readouterr().err
+    assert main([a for a in arguments if a != "--leaks"]) == 0
+    assert "| train | audio | rain | 1 | 0.00 |" in capsys.readouterr().out
+    assert len(mixture.read(manifest)) == 3
+    assert main(["data", "imagenet", str(tmp_path)]) == 1
 
 
 @pytest.mark.needs("data")
