@@ -50,7 +50,7 @@ class Scale:
     disturbed_s: float
 
 
-SCALES = {"full": Scale(4, 600.0, 1800.0, 300.0), "quick": Scale(1, 60.0, 60.0, 30.0)}
+SCALES = {"full": Scale(4, 1200.0, 1800.0, 300.0), "quick": Scale(1, 60.0, 60.0, 30.0)}
 
 
 #: What a scene is taught by living through its hour again and again.

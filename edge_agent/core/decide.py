@@ -215,7 +215,7 @@ class Decider:
             trace=trace,
             heat=_heat(scores) if of_model and risen else None,
             bundle=self._bundle,
-            calibrating=seen.ruling.calibrating,
+            calibrating=seen.ruling.calibrating and event.track == _MODEL,
             p_value=seen.ruling.p_value if of_model else None,
             priority="critical" if phase == "new" and event.label in CRITICAL else "normal",
         )

@@ -81,6 +81,7 @@ class SceneState:
         self.steps = 0  #: windows scored
         self.course = Course()
         self.normal = Normal(manifest)
+        self._normal_of = model.hash  # not always `bundle`: of another's snapshot nothing normal is taken
         self.retired: tuple[str, Normal] | None = None  #: what was known under the bundle before, should it come back
         self.sensors: deque[SensorStep] = deque(maxlen=manifest.sensors.steps)
         self._prepare = _prepare_key(manifest)
@@ -143,7 +144,8 @@ class SceneState:
             self.sensors.extend(old.sensors)
         if old.retired is not None and old.retired[0] == self.bundle:
             self.normal = old.retired[1]
-        self.retired = old.bundle, old.normal
+        if old._normal_of == old.bundle:
+            self.retired = old.bundle, old.normal
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays; `plain` is JSON as bytes."""

@@ -256,6 +256,17 @@ def test_a_model_that_is_tried_and_taken_back_costs_nothing_and_a_shadow_may_han
     assert not pipeline.conditions()["yard"].calibrating
 
 
+def test_a_snapshot_of_another_bundle_brings_nothing_normal_and_takes_no_harm(settled: Life) -> None:
+    old, new = fake_model(step_ms=STEP_MS), fake_model(hash_="b" * 64, step_ms=STEP_MS, embedding=EMBEDDING + 1)
+    state = Pipeline([YARD], old).state()
+    state |= {f"yard/{key}": array for key, array in settled.normal.to_arrays().items()}
+    pipeline = Pipeline([YARD], new, state=state)
+    assert pipeline.conditions()["yard"].calibrating
+    pipeline.swap_model(old)
+    assert pipeline.conditions()["yard"].blocks == 0
+    assert pipeline.state()["yard/shown"].shape == (3, EMBEDDING)
+
+
 def test_a_snapshot_from_before_scenes_learned_is_taken_and_a_damaged_one_is_not(settled: Life) -> None:
     fake, script = FakeEngine(), Script()
     pipeline = Pipeline([YARD], fake_model(fake))
