@@ -45,6 +45,8 @@ _SCHEDULE, _QUICK = Schedule(steps=500, batch=128, rate=2e-3), Schedule(steps=30
 _PRETRAINED = Schedule(steps=300, batch=128, rate=2e-3)
 #: Composed windows: those that train (modalities left out at random), and those that are judged (all there).
 _COUNT = {"train": 16384, "dev": 4096}
+#: Parts that embeddings are made of: enough to tell rows apart, in a quarter of the time that all of them take.
+_SITES, _EPISODES = (6, 4), (200, 120)
 _FEW = 0.05  #: share of the train windows that keep their labels where labels are few
 _TIMED = 300
 _TEACHER_WIDTH = 64
@@ -142,9 +144,10 @@ def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, qu
     if not arrays or arrays["bundle"].item() != opened.hash:
         engine = compile_graphs({name: opened.read(f"{name}.onnx") for name in GRAPHS}, opened.manifest)
         corpus = read_corpus(root)
+        part = replace(preset, sites=_least(preset.sites, _SITES), episodes=_least(preset.episodes, _EPISODES))
         arrays = {"bundle": np.array(opened.hash)}
         for split in SPLITS:
-            composer = recipe.compose(preset, recipe.gather(corpus, preset, split, 0), engine, 0)
+            composer = recipe.compose(part, recipe.gather(corpus, part, split, 0), engine, 0)
             # Judged: composed episodes alone, nothing dropped but what the manifest drops.
             how = {} if split == "train" else {"site": 0.0, "missing": 0.0}
             drawn = composer.draw(
@@ -153,6 +156,10 @@ def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, qu
             arrays |= {f"{split}_{name}": array for name, array in packed(drawn).items()}
         bundle.save_arrays(path, arrays)
     return Embedded(_unpacked(arrays, "train"), _unpacked(arrays, "dev"), _digest(path.read_bytes()))
+
+
+def _least(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return min(a[0], b[0]), min(a[1], b[1])
 
 
 def packed(windows: Windows) -> dict[str, Any]:
