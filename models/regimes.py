@@ -88,7 +88,9 @@ def strong_view(batch: Batch) -> Batch:
     thin = thinned(unlabelled)
     mask = thin * (torch.rand_like(thin) >= _STRONG_DROP).float()
     mask = torch.where(mask.amax((1, 2), keepdim=True) > 0, mask, thin)
-    noisy = [x + _STRONG_NOISE * x.std() * torch.randn_like(x) for x in batch.embeddings]
+    # Nothing that is masked may reach the spread, least of all a NaN.
+    seen = [torch.where(batch.mask[:, :, i : i + 1] > 0.5, x, 0.0) for i, x in enumerate(batch.embeddings)]
+    noisy = [x + _STRONG_NOISE * x.std() * torch.randn_like(x) for x in seen]
     return batch._replace(mask=mask, **dict(zip(MODALITIES, noisy, strict=True)))
 
 
