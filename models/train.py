@@ -78,7 +78,7 @@ def _sensor_pool(preset: Preset, tables: list[Log], seed: int) -> list[tuple[F32
     rng = np.random.default_rng([seed, 14])
     steps, step_s = preset.sensor_spec.steps, preset.step_ms / 1000
     # Both answers must be known: a log that is normal throughout says nothing of presence.
-    offices = [table for table in tables if table.wrong.min() <= 0 < table.wrong.max()]
+    offices = [table for table in tables if {0, 1} <= set(table.wrong.tolist())]
     found: list[tuple[F32, float]] = []
     for _ in range(preset.sensors.steps * preset.sensors.batch // 8):
         draw = rng.random()
