@@ -10,13 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
-from onnx import numpy_helper
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge_agent.errors import BundleError
 from models.config import Preset
-from models.frontend import BINS, WINDOW
 from models.network import OUTPUTS, example
 
 OPSET = 17
@@ -55,7 +53,6 @@ def export(module: nn.Module, preset: Preset, graph: str, path: Path, outputs: S
     )
     model = onnx.load(str(path))
     _hoist(model)
-    _spectrum_by_table(model)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     _compare(folded, preset, graph, path, outputs)
@@ -68,41 +65,6 @@ def _hoist(model: onnx.ModelProto) -> None:
         tensor.name = node.output[0]
         model.graph.initializer.append(tensor)
         model.graph.node.remove(node)
-
-
-def _spectrum_by_table(model: onnx.ModelProto) -> None:
-    """The 0.8 MB of windowed sines and cosines from one period of them: half of a bundle's bytes for nothing.
-
-    Engines work it out once, when they load the graph: to them it is the same constant.
-    """
-    graph = model.graph
-    found = [tensor for tensor in graph.initializer if list(tensor.dims) == [2 * BINS, 1, WINDOW]]
-    for basis in found:
-        turn = 2 * (BINS - 1)
-        half = np.arange(WINDOW)
-        constants = {
-            "bin": np.tile(np.arange(BINS), 2)[:, None, None].astype(np.int32),
-            "sample": half[None, None].astype(np.int32),
-            # A sine is a cosine a quarter of a turn late.
-            "late": np.repeat([0, turn * 3 // 4], BINS)[:, None, None].astype(np.int32),
-            "turn": np.array(turn, np.int32),
-            "cosine": np.cos(2 * np.pi * np.arange(turn) / turn).astype(np.float32),
-            "hann": ((0.5 - 0.5 * np.cos(2 * np.pi * half / WINDOW)) / (WINDOW / 4)).astype(np.float32),
-        }
-        name = {key: f"spectrum_{key}" for key in constants}
-        graph.initializer.extend(numpy_helper.from_array(array, name[key]) for key, array in constants.items())
-        steps = [
-            ("Mul", [name["bin"], name["sample"]], "spectrum_turned"),
-            ("Add", ["spectrum_turned", name["late"]], "spectrum_phase"),
-            ("Mod", ["spectrum_phase", name["turn"]], "spectrum_place"),
-            ("Gather", [name["cosine"], "spectrum_place"], "spectrum_plain"),
-            ("Mul", ["spectrum_plain", name["hann"]], basis.name),
-        ]
-        nodes = [onnx.helper.make_node(kind, inputs, [output], output) for kind, inputs, output in steps]
-        graph.initializer.remove(basis)
-        rest = copy.deepcopy(list(graph.node))
-        del graph.node[:]
-        graph.node.extend([*nodes, *rest])
 
 
 def _compare(module: nn.Module, preset: Preset, graph: str, path: Path, outputs: Sequence[str]) -> None:

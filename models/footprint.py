@@ -15,7 +15,7 @@ from models.quantise import session, with_outputs
 
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(int16)": np.int16, "tensor(float)": np.float32}
 _COUNTED = ("Conv", "Gemm", "MatMul")
-_NUMBERS = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8)
+_NUMBERS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -48,7 +48,9 @@ def _parameters(model: onnx.ModelProto) -> int:
     for node in model.graph.node:
         if node.op_type in _ROUNDING:
             counted.add(node.input[0])
-        elif not node.name.startswith(("/front/", "spectrum")):
+        elif node.name.startswith("half_/front/"):
+            continue
+        elif not node.name.startswith(("/front/", "front_")):
             counted |= {*node.input}
     return sum(
         int(np.prod(tensor.dims))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.errors import BundleError
+from models.tables import lighten
 
 #: Graphs where int8 pays. The sensors' TCN and the head are a few microseconds as they are.
 QUANTISED = ("vision", "audio")
@@ -69,6 +70,7 @@ def quantise(
     errors = {name: error([name]) for name in layers}
     kept = tuple(name for name in layers if errors[name] > hurts)
     small = inserted(model, found, [name for name in layers if name not in kept])
+    lighten(small)
     onnx.checker.check_model(small)
     target.write_bytes(small.SerializeToString())
     count = sum(node.op_type == "Conv" for node in model.graph.node)

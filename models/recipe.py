@@ -37,6 +37,7 @@ from models.progress import tracked
 from models.quantise import QUANTISED
 from models.runtime import INPUT
 from models.seeing import train_vision
+from models.tables import lighten_file
 from models.train import deterministic, train_fusion, train_sensors
 
 _GOLDEN = 6
@@ -106,6 +107,8 @@ def export_encoders(
             small = shrink(name, module, preset, _inputs(name, preset, parts, count, rng), seed=seed, judge=judge)
             target.write_bytes(small.int8)
             told[name] = small.told()
+        else:
+            lighten_file(target)
     return told
 
 
@@ -226,6 +229,7 @@ def make(
     train_fusion(network.fusion, preset, composers["train"], seed)
     calibration = calibrate.temperatures(network.fusion, composers["dev"], seed)
     export(network.fusion, preset, "fusion", out / "fusion.onnx")
+    lighten_file(out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, network.fusion)
     _save_replay(out, composers, seed)
     _golden(out, preset, parts["dev"].places[0])

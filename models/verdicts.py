@@ -43,6 +43,7 @@ from models.fusion import FusionHead
 from models.metrics import average_precision
 from models.network import fusion_head
 from models.progress import Progress
+from models.tables import lighten_file
 from models.train import deterministic, fusion_batch, fusion_loss
 
 #: Fewer usable events than this teach nothing.
@@ -282,6 +283,7 @@ def _write(model: Model, start: Path, out: Path, head: FusionHead, figures: dict
     for name in old.files:
         shutil.copyfile(start / name, out / name)
     export(head, shape, "fusion", out / "fusion.onnx")
+    lighten_file(out / "fusion.onnx")
     bundle.save_weights(out / bundle.WEIGHTS, head)
     arrays = bundle.load_arrays(out / bundle.GOLDEN)
     engine = compile_graphs({name: (out / f"{name}.onnx").read_bytes() for name in GRAPHS}, old)

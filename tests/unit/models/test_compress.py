@@ -25,6 +25,7 @@ from models.footprint import footprint, latencies  # noqa: E402
 from models.network import AudioGraph  # noqa: E402
 from models.prune import low_rank, parameters, prune  # noqa: E402
 from models.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
+from models.tables import lighten  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
 SHORT = Schedule(steps=2, batch=4, rate=1e-4)
@@ -112,8 +113,9 @@ def test_a_layer_that_int8_hurts_stays_in_float32(exported, sounds, tmp_path):
     layers = quantise(source, target, sounds, hurts=0.02)
     assert layers.kept == (name,)
     assert layers.error < layers.errors[name]
-    small = onnx.load(str(target))
-    assert next(t for t in small.graph.initializer if t.name == name).data_type == onnx.TensorProto.FLOAT
+    kept = {tensor.name for tensor in onnx.load(str(target)).graph.initializer if tensor.name.endswith("_int8")}
+    assert f"{name}_int8" not in kept
+    assert "encoder.body.1.first.weight_int8" in kept
 
 
 def test_training_rounds_as_the_file_does(audio, exported, sounds):
@@ -141,6 +143,18 @@ def test_an_int8_file_tells_the_float_graph_that_it_stands_for(exported, sounds,
     assert footprint(data).parameters == footprint(exported.read_bytes()).parameters
     off = np.abs(embeddings(back, inputs) - embeddings(onnx.load(str(exported)), inputs)).max()
     assert off < 0.1
+
+
+def test_a_lighter_file_computes_the_same_and_keeps_the_front_end_exact(exported, sounds, tmp_path):
+    model = onnx.load(str(exported))
+    lighten(model)
+    assert len(model.SerializeToString()) < exported.stat().st_size / 2
+    inputs = [sound[None] for sound in sounds]
+    wanted = embeddings(onnx.load(str(exported)), inputs)
+    assert np.abs(embeddings(model, inputs) - wanted).max() < 2e-3 * np.abs(wanted).max()
+    halves = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
+    assert halves
+    assert not [tensor.name for tensor in halves if tensor.name.startswith("/front/")]
 
 
 def test_nothing_to_quantise_is_an_error(tmp_path, sounds):
