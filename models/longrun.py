@@ -2,14 +2,14 @@
 
 Simulated places where nothing is wrong are played through the device's own pipeline, much faster than real time.
 What it scored is then decided upon twice, by the device's own rules: as on the first day (the bundle's thresholds),
-and under a state that has learned the place. That state comes from *another* stretch of the same place, repeated
-until it is as many days long as novelty needs: an hour has only twelve blocks of its own, so what a real second day
-brings is not in it. Disturbed footage is judged by the state that clean footage taught.
+and under a state that has learned the place from the other half of the footage: its memory from one part of that
+half, its blocks from the rest, repeated until they are as many as novelty needs. Half an hour has six blocks of its
+own, so what a real second day brings is not in it. Disturbed footage is judged by the state that clean footage
+taught.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edge_agent.config import SceneConfig
 from edge_agent.contract.event import MODALITIES, Event
 from edge_agent.contract.manifest import Manifest
-from edge_agent.core.budget import BLOCK_S, needed
+from edge_agent.core.budget import needed
 from edge_agent.core.decide import Decider, Observed
 from edge_agent.core.infer import Encoded
 from edge_agent.core.normal import OF_NOVELTY, Normal
@@ -42,19 +42,16 @@ CONDITIONS = tuple(Disturbance(modality, how) for modality in MODALITIES for how
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is played: places, and seconds at each to learn from, clean, and under each disturbance."""
+    """How much is played: places, seconds of each half of the clean footage, and under each disturbance."""
 
     places: int
-    learn_s: float
-    clean_s: float
+    half_s: float
     disturbed_s: float
 
 
-SCALES = {"full": Scale(4, 1200.0, 1800.0, 300.0), "quick": Scale(1, 60.0, 60.0, 30.0)}
+SCALES = {"full": Scale(4, 1500.0, 300.0), "quick": Scale(1, 60.0, 30.0)}
 
 
-#: What a scene is taught by living through its hour again and again.
-_HOURS = 4
 #: A stretch of time as the graphs saw it, window by window.
 Lived = list[tuple[Scores, Encoded]]
 
@@ -108,9 +105,10 @@ def run(model: Model, preset: Preset, scale: Scale, seed: int = 0) -> dict[str, 
     shown = Progress("places", scale.places)
     rows: dict[str, dict[str, Any]] = {}
     for number in range(scale.places):
-        learned, stretches, scene = _played(model, preset, scale, number, seed)
-        normal = taught(scene, model.manifest, learned)
-        for name, stretch in stretches.items():
+        halves, spoilt, scene = played(model, preset, scale, number, seed)
+        first, second = (taught(scene, model.manifest, half) for half in halves)
+        stretches = [("clean", halves[1], first), ("clean", halves[0], second)]
+        for name, stretch, normal in [*stretches, *((name, lived, first) for name, lived in spoilt.items())]:
             row = rows.setdefault(name, {"hours": 0.0, "first_day": 0, "adapted": 0})
             row["hours"] += len(stretch) * model.manifest.step_ms / 3.6e6
             row["first_day"] += _alerts(decided(scene, model.manifest, stretch, None))
@@ -134,24 +132,23 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _played(
+def played(
     model: Model, preset: Preset, scale: Scale, number: int, seed: int
-) -> tuple[Lived, dict[str, Lived], SceneConfig]:
-    """What a place looked like while it was learned, and by condition afterwards."""
+) -> tuple[tuple[Lived, Lived], dict[str, Lived], SceneConfig]:
+    """Both halves of a place's clean footage, and the beginning of the second by disturbance."""
     here, there = (_place(preset, _SEEDS[2 * number + i], scale) for i in range(2))
     clean = _Listener(model, here.scene, lambda samples: samples)
     spoilt = {_name(how): _Listener(model, here.scene, _change(how, model, there, seed)) for how in CONDITIONS}
-    begin_ns, end_ns = (int(s * 1e9) for s in (scale.learn_s, scale.learn_s + scale.disturbed_s))
+    begin_ns, end_ns = (int(s * 1e9) for s in (scale.half_s, scale.half_s + scale.disturbed_s))
     for sample in here.samples(model.manifest):
         clean.push(sample)
         if begin_ns <= sample.captured_ns < end_ns:
             for listener in spoilt.values():
                 listener.push(sample)
-    first = int(scale.learn_s * 1000) // model.manifest.step_ms
+    middle = int(scale.half_s * 1000) // model.manifest.step_ms
     whole = clean.finish()
-    stretches = {"clean": [window for window in whole if window[0].step >= first]}
-    stretches |= {name: listener.finish() for name, listener in spoilt.items()}
-    return [window for window in whole if window[0].step < first], stretches, here.scene
+    halves = [w for w in whole if w[0].step < middle], [w for w in whole if w[0].step >= middle]
+    return halves, {name: listener.finish() for name, listener in spoilt.items()}, here.scene
 
 
 def _change(
@@ -163,21 +160,21 @@ def _change(
 
 
 def taught(scene: SceneConfig, manifest: Manifest, lived: Lived) -> Normal:
-    """What a scene knows that has lived through the same windows for as many days as novelty needs.
+    """What a scene knows that has lived through such windows for as many days as novelty needs.
 
-    A few times indeed, since what is new enters the memory only in the third hour; then what the blocks have become
-    is repeated, which is what further times would give.
+    The memory is filled from the first two fifths; the rest, which it does not hold, is lived through twice, and what
+    the blocks have become then is repeated.
     """
     normal = Normal(manifest)
-    hours = max(_HOURS * 3_600_000 // manifest.step_ms, 3 * len(lived))
-    for _ in _decisions(scene, manifest, itertools.islice(itertools.cycle(lived), hours), normal):
+    known = len(lived) * 2 // 5
+    normal.fill([encoded for _, encoded in lived[:known]])
+    for _ in _decisions(scene, manifest, lived[known:] * 2, normal):
         pass
     arrays = normal.to_arrays()
     wanted = needed(OF_NOVELTY * scene.alerts_per_day)
     for name in ("blocks_score", "blocks_novelty"):
-        once = arrays[name][-max(1, len(lived) * manifest.step_ms // (BLOCK_S * 1000)) :]
-        if len(once):
-            arrays[name] = np.tile(once, (wanted // len(once) + 1, 1))
+        if len(arrays[name]):
+            arrays[name] = np.tile(arrays[name], (wanted // len(arrays[name]) + 1, 1))
     return Normal.from_arrays(manifest, arrays)
 
 
@@ -209,7 +206,7 @@ def _name(how: Disturbance) -> str:
 
 
 def _place(preset: Preset, seed: int, scale: Scale) -> Session:
-    seconds = scale.learn_s + scale.clean_s
+    seconds = 2 * scale.half_s
     spec = preset.vision_spec
     script = quiet(seed, seconds)
     site = Site(seed, script, width=spec.width, height=spec.height, rate_hz=preset.audio_spec.rate_hz)

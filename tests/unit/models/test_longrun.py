@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from edge_agent import engine
 from edge_agent.config import SceneConfig
@@ -19,10 +18,9 @@ from tests.parts.bundle import tiny_bundle
 from tests.parts.engines import EMBEDDING, manifest
 
 
-def test_a_bundle_is_played_clean_and_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longrun, "_HOURS", 0)
+def test_a_bundle_is_played_clean_and_disturbed(tmp_path: Path) -> None:
     model = engine.load(tiny_bundle(tmp_path), "onnxruntime", 1)
-    found = json.loads(json.dumps(longrun.run(model, preset("tiny"), longrun.Scale(1, 2.0, 1.0, 0.5))))
+    found = json.loads(json.dumps(longrun.run(model, preset("tiny"), longrun.Scale(1, 2.0, 0.5))))
     model.engine.close()
     rows = found["conditions"]
     assert set(rows) == {"clean", *(f"{how.modality} {how.how}" for how in longrun.CONDITIONS)}
