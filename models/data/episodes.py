@@ -258,7 +258,7 @@ class Renderer:
             begin = int(part.at_s * spec.rate_hz) + spec.samples - hop
             count = min(int(part.length_s * spec.rate_hz) if part.wrong else length, length - begin)
             cause = _SOUNDS[name](rng, spec.rate_hz) if part.cause.startswith(MADE) else self._heard(part.cause)
-            mine = np.asarray(cause[:count], np.float32)
+            mine = np.asarray(cause[:count], np.float32) if len(cause) else np.zeros(1, np.float32)
             gain = (np.abs(sound).mean() + 30) / (np.abs(mine).mean() + 1) * 10 ** (part.snr_db / 20)
             added = np.zeros(length, np.float32)
             added[begin : begin + len(mine)] = mine * min(gain, 32000 / (np.abs(mine).max() + 1))

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from edge_agent.errors import ConfigError
 from models.data.media import Layout, Pictures, Readings, Sound, has_sound, rows, told
 from models.data.records import NORMAL, Recording, Span
-from models.data.sets import spans_of, there
+from models.data.sets import FILMS, spans_of, there
 
-_FILMS = (".mp4", ".avi", ".mkv", ".mov")
 _SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 _UCF_HZ, _XD_HZ, _SHANGHAI_HZ, _AVENUE_HZ, _PED2_HZ = 30.0, 24.0, 24.0, 25.0, 10.0
 _LABELS = "labels.csv"
@@ -30,7 +29,7 @@ _WRONG = ("anomaly", "label", "wrong", "is_anomaly", "attack", "occupancy")
 def ucf_crime(root: Path) -> list[Recording]:
     """UCF-Crime: tests from `Temporal_Anomaly_Annotation*.txt` (frames at 30 a second), training videos from the
     official list `Anomaly_Train.txt`, whose entries are class/file. Group: the video."""
-    films = _below(root, _FILMS)
+    films = _below(root, FILMS)
     table = _one(root, "Temporal_Anomaly_Annotation*.txt", "UCF-Crime")
     found, lost = [], 0
     for line in _lines(table):
@@ -70,7 +69,7 @@ def xd_violence(root: Path) -> list[Recording]:
         pairs = zip(frames[::2], frames[1::2], strict=True)
         spans[_stem(name)] = tuple(Span(begin / _XD_HZ, end / _XD_HZ, "violence") for begin, end in pairs)
     found = []
-    for name, path in sorted(_below(root, _FILMS).items()):
+    for name, path in sorted(_below(root, FILMS).items()):
         marked = spans.get(_stem(name), ())
         tested = bool(marked) or "test" in path.parent.name.lower()
         label = NORMAL if tested and not marked else ""
@@ -89,7 +88,7 @@ def shanghaitech(root: Path) -> list[Recording]:
     found = [
         _film("shanghaitech", path.name, "train", path, NORMAL, (), None, f"train/{path.stem.partition('_')[0]}")
         for path in sorted(root.rglob("training/videos/*"))
-        if path.suffix in _FILMS
+        if path.suffix in FILMS
     ]
     lost = 0
     for mask in masks:
@@ -114,7 +113,7 @@ def avenue(root: Path) -> list[Recording]:
     if not labels:
         raise ConfigError(f"Avenue: no labels below {root}; looked for *_label.mat (volLabel) and <clip>.npy")
     found, lost = [], 0
-    for path in sorted(p for p in root.rglob("*") if p.suffix in _FILMS and p.stem.isdecimal()):
+    for path in sorted(p for p in root.rglob("*") if p.suffix in FILMS and p.stem.isdecimal()):
         if "train" in path.parent.name.lower():
             found.append(_film("avenue", f"train/{path.name}", "train", path, NORMAL, (), _AVENUE_HZ))
         elif int(path.stem) in labels:

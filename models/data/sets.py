@@ -6,6 +6,7 @@ splits come from the tables, never from file names. Items that a table names and
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ _REFUSED_LICENCES = ("CC-Sampling+",)
 #: The boxes of `fire_video` are in the pixels of the film before it was made smaller.
 _BOXED_SIZE = (426, 240)
 _DEV_SHARE = 0.25
+FILMS = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 _PED2_HZ = 10.0
 _NAB_TRAIN_SHARE = 0.6
 #: Column, scale and offset of what the model's sensor channels know, in its units.
@@ -56,6 +58,8 @@ def there(
     found, lost, first = [], 0, ""
     for name, row in items:
         path = base / name
+        if not path.exists():  # the same item in another container
+            path = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))), path)
         if path.exists():
             found.append((path, row))
         else:
@@ -146,21 +150,22 @@ def fire_images(root: Path) -> list[Recording]:
 def fire_video(root: Path) -> list[Recording]:
     """One real fire (CC0) with boxes in `house6_boxes.csv`; its last quarter is dev."""
     base = home(root, "fire_video")
+    film = next(iter(sorted(p for p in base.glob("house6.*") if p.suffix.lower() in FILMS)), base / "house6.mp4")
     boxes: dict[int, list[Box]] = {}
     width, height = _BOXED_SIZE
     for row in _table(base / "house6_boxes.csv", "frame", "x", "y", "w", "h"):
         x, y, w, h = (float(row[key]) for key in "xywh")
         boxes.setdefault(int(row["frame"]), []).append((x / width, y / height, (x + w) / width, (y + h) / height))
     marks = {index: tuple(found) for index, found in boxes.items()}
-    return _quarters("fire_video", base / "house6.mp4", "fire", marks)
+    return _quarters("fire_video", film, "fire", marks)
 
 
 def sample_videos(root: Path) -> list[Recording]:
     """People and cars going about their business (CC BY 4.0, Apache-2.0): normal, it says; last quarter dev."""
     base = home(root, "sample_videos")
-    films = sorted(base.glob("*.mp4"))
+    films = sorted(path for path in base.glob("*") if path.suffix.lower() in FILMS)
     if not films:
-        raise ConfigError(f"no .mp4 in {base}")
+        raise ConfigError(f"no film in {base}; looked for {', '.join(FILMS)}")
     return [part for path in films for part in _quarters("sample_videos", path, NORMAL, {})]
 
 
@@ -171,7 +176,7 @@ def ucsd_ped2(root: Path) -> list[Recording]:
         Recording(
             "ucsd_ped2", f"train/{path.name}", "train", path.stem, NORMAL, pictures=Pictures(path, rate_hz=_PED2_HZ)
         )
-        for path in sorted(p for p in (base / "train").glob("*") if p.suffix in (".mp4", ".avi"))
+        for path in sorted(p for p in (base / "train").glob("*") if p.suffix.lower() in FILMS)
     ]
     frames: dict[str, list[int]] = {}
     for row in _table(base / "test_frame_labels.csv", "clip", "frame", "abnormal"):
