@@ -26,6 +26,7 @@ from models.benchmark.splits import Row, parts
 from models.config import Preset, preset
 from models.data.lens import lens, seen
 from models.data.media import Pictures
+from models.export import fold
 from models.linear import logistic
 from models.metrics import auc, average_precision
 from models.progress import tracked
@@ -86,6 +87,8 @@ def recipe(roots: Roots, seed: int) -> Block:
 def learned(train: Sequence[Still], shape: Preset, seed: int) -> Made:
     """The trunk and a head for these pictures, exported and quantised."""
     graph = FlameGraph(imagenet(BLOCKS)).eval()
+    # Folded and with channels last the trunk takes half the time.
+    eye: nn.Module = fold(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rng = np.random.default_rng([seed, 61])
     rows, windows = [], []
     for still in tracked("pictures through other cameras", train):
@@ -93,7 +96,7 @@ def learned(train: Sequence[Still], shape: Preset, seed: int) -> Made:
         frames = np.stack([prepare.still(picture, shape.vision_spec) for picture in shown])
         windows.append(frames[int(rng.integers(len(frames)))])
         with torch.inference_mode():
-            rows.append(graph(torch.from_numpy(frames))[0].numpy())
+            rows.append(eye(torch.from_numpy(frames))[0].numpy())
     label = np.repeat([still.fire for still in train], _VIEWS + 1)
     head = logistic(np.concatenate(rows), label, _PENALTY)
     with torch.no_grad():
