@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
+from edge_agent.contract.manifest import VisionSpec  # noqa: E402
+from edge_agent.errors import ConfigError  # noqa: E402
 from models import oneclass  # noqa: E402
+from models.benchmark import pedestrians  # noqa: E402
 from models.data import cutouts  # noqa: E402
 from models.data.cutouts import Cutouts, Size  # noqa: E402
 
@@ -113,3 +117,51 @@ def test_a_followed_score_looks_back_only():
     smooth = oneclass.followed(scores, 0.5)
     assert smooth.tolist() == [0.0, 0.0, 0.5, 0.25, 0.125]
     assert oneclass.followed(scores[:3], 0.5).tolist() == smooth[:3].tolist()
+
+
+class Still:
+    """An engine whose heat is the luma of each cell: what stands there is what it says."""
+
+    def run(self, graph, items):
+        return [
+            {"heat": item["frames"][0].reshape(HEIGHT // 8, 8, WIDTH // 8, 8).mean((1, 3)).astype(np.float32)}
+            for item in items
+        ]
+
+    def close(self):
+        """Nothing to free."""
+
+
+def test_the_shipped_graph_adapts_to_a_place_and_not_to_its_light():
+    spec = VisionSpec(width=WIDTH, height=HEIGHT)
+    films = [pedestrians.views(walkers(30, 0), spec)]
+    usual = pedestrians.Usual.of(Still(), films)
+    normal = walkers(30, 0)
+    odd = normal.copy()
+    odd[15:, 4:30, 20:46] = 250
+    dark = (normal * 0.7).astype(np.uint8)
+    calm, wonder, night = (usual.strange(Still(), pedestrians.views(film, spec)) for film in (normal, odd, dark))
+    assert wonder[15:].min() > 2 * calm.max()
+    assert abs(float(night.mean() - calm.mean())) < 0.3 * float(wonder[15:].mean() - calm.mean())
+
+
+def test_clips_of_another_root_may_be_few_short_and_in_another_container(tmp_path):
+    base = tmp_path / "ucsd_ped2"
+    (base / "test").mkdir(parents=True)
+    with av.open(str(base / "test" / "04.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 80, 50, "yuv420p"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((50, 80, 3), 90, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    rows = [f"{clip},{frame},{int(frame > 3)}" for clip in ("04", "09") for frame in range(8)]
+    (base / "test_frame_labels.csv").write_text("\n".join(["clip,frame,abnormal", *rows]) + "\n")
+    clips, notes = pedestrians.tested(tmp_path, VisionSpec(width=WIDTH, height=HEIGHT))
+    assert [clip.name for clip in clips] == ["04"]
+    # A frame is a frame, whatever rate the container claims.
+    assert clips[0].frames.shape == (6, HEIGHT, WIDTH, 3)
+    assert clips[0].label.tolist() == [0, 0, 0, 0, 1, 1]
+    assert len(notes) == 2
+    with pytest.raises(ConfigError, match="train"):
+        pedestrians.normal(tmp_path, VisionSpec(width=WIDTH, height=HEIGHT))
