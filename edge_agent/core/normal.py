@@ -185,7 +185,10 @@ class Normal:
         plain.causes = {label: cause for label, cause in plain.causes.items() if label in still_open}
         for cause, stream in plain.streams.items():
             level = ruling.levels.get(cause)
-            self._follow(stream, None if cause == "novelty" and plain.stale else level)
+            if cause == "novelty" and plain.stale and level is not None:
+                # No news, but known: to drop such a block would drop the highest ones.
+                stream.windows, level = stream.windows + 1, None
+            self._follow(stream, level)
         if scene.adapt:
             self._follow_news(ruling, scene)
             self._show(step, encoded, quiet=quiet and ruling.score is not None and ruling.score < self._off(scene))

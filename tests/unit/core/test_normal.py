@@ -181,6 +181,18 @@ def test_what_is_new_to_the_scene_is_an_anomaly_and_then_no_news(settled: Life) 
     assert life.ruling.levels["novelty"] < 1.5  # learned by now
 
 
+def test_a_block_that_was_new_at_first_keeps_its_height_when_it_is_new_no_more() -> None:
+    life = Life()
+    life.normal.fill([life.usual() for _ in range(100)])
+    for _ in range(3 * BLOCK):
+        life.see(-4.0)
+    for _ in range(6 * BLOCK):  # two minutes of news are 12 windows
+        life.see(-4.0, ODD)
+    highest = life.normal.to_arrays()["blocks_novelty"][:, 0]
+    assert len(highest) >= 3
+    assert highest.max() > 10
+
+
 def test_novelty_waits_for_days_of_its_own() -> None:
     life = Life()
     life.live(3 * BLOCK)
