@@ -21,6 +21,8 @@ from models.data.mixture import MIXTURE, SHOWN
 Rng = np.random.Generator
 #: How often an episode is drawn as it was composed rather than paired anew, and of those the share with a cause.
 _AS_COMPOSED, _WRONG = 0.5, 0.55
+#: How often a window ends where something is wrong, of an episode in which something is.
+_CAUGHT = 0.7
 #: An anomaly counts until this many steps after its last active one.
 _LINGER = 2
 
@@ -110,9 +112,12 @@ class Composer:
 
     def _whole(self, rng: Rng, trios: Sequence[Trio]) -> tuple[list[tuple[Track, int]], str]:
         trio = trios[int(rng.integers(len(trios)))]
-        length = len(trio.tracks["vision"].active)
-        end = int(rng.integers(self.history - 1, length))
-        return [(trio.tracks[name], end) for name in MODALITIES], trio.shown
+        steps = np.arange(self.history - 1, len(trio.tracks["vision"].active))
+        wrong = np.any([track.active[steps] == 1 for track in trio.tracks.values()], axis=0)
+        # Most of an episode is normal, and there are normal ones enough.
+        if trio.shown in SHOWN and wrong.any() and rng.random() < _CAUGHT:
+            steps = steps[wrong]
+        return [(trio.tracks[name], int(steps[int(rng.integers(len(steps)))])) for name in MODALITIES], trio.shown
 
     def _window(self, rng: Rng, chosen: list[tuple[Track, int]], shown: str, missing: float) -> _Row:
         mask = augment.modalities_dropped(np.ones((self.history, 3), np.float32), rng, missing)
