@@ -6,11 +6,11 @@ What is what, so that nobody gives the network the statistics' due:
   graph's input, so any log of at most twelve channels fits, and gain and offset of a sensor fall out.
 * The *graph* (the product's SensorGraph: front end and dilated TCN) is trained on normal rows of the train part with
   made-up faults: shifts, ramps, noise, frozen and beating channels, against slow drift as a harmless change. It gives
-  an embedding of the last 64 rows. Its logit is not used: faults that are made up rank, but do not set a threshold.
-* The *adaptation* is Hotelling's T² on the mean of the last embeddings: mean and covariance from the run's first
-  rows, plus the covariance of how normal rows of other runs wander off after their first ones (`drift`), which a few
-  minutes cannot show. T² on the raw channels is the floor of SKAB; the same T² with and without drift on raw
-  channels, and on an untrained graph, stand beside it as baselines.
+  an embedding of the last rows. Its logit is not used: faults that are made up rank, but do not set a threshold.
+* The *adaptation* is Hotelling's T² on the mean of the last embeddings and, with equal say, on the mean of the last
+  rows themselves: mean and covariance from the run's first rows, plus the covariance of how normal rows of other runs
+  wander off after their first ones (`drift`), which a few minutes cannot show. It does most of the work: T² on the
+  channels, with and without drift, on the graph alone and on an untrained graph stand beside it as baselines.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ F64 = NDArray[np.float64]
 PLACES = len(QUANTITIES)
 #: Units of the front end per spread of a channel; it clips at 4, which is 8 spreads.
 _LEVEL = 0.5
-#: Rows over which embeddings are averaged; share of the drift's covariance; ridge, as a share of the mean variance.
-SMOOTHED, DRIFT, _RIDGE = 10, 0.5, 0.01
+#: Rows over which features are averaged; share of the drift's covariance; ridge, as a share of the mean variance.
+SMOOTHED, DRIFT, _RIDGE = 20, 0.5, 0.01
 #: A row this many spreads out is as far as one can be.
 _FARTHEST = 30.0
 _SCHEDULE = Schedule(steps=400, batch=64, rate=3e-3)
@@ -129,17 +129,16 @@ def offsets(run: Run, features: F64, count: int, settled: int) -> F64:
     return np.asarray(mean - mean[min(settled, run.adapt // 2) : run.adapt].mean(0))
 
 
-def drift(found: Sequence[tuple[Run, F64]], settled: int) -> F64:
-    """Covariance (D, D) of where normal rows lie after the first ones: every run counts alike. Zeros without any.
+def drift(found: Sequence[tuple[Run, F64]]) -> F64:
+    """Covariance (D, D) of where normal rows lie after a run's first ones: every run counts alike. Zeros without any.
 
-    found: runs of the train part with their offsets. Rows are normal if labelled so and nothing wrong is within the
-    `settled` rows before, or if nothing is said of the whole run (a file of normal operation).
+    found: runs of the train part with their offsets. Normal are the rows before the run's first fault: behind it, a
+    machine that was stopped and mended is another one.
     """
     size = found[0][1].shape[1] if found else 0
     parts = []
     for run, offset in found:
-        wrong = smoothed((run.wrong > 0).astype(np.float64)[:, None], settled)[:, 0] > 0
-        normal = (np.arange(len(wrong)) >= run.adapt) & ~wrong
+        normal = (np.arange(len(offset)) >= run.adapt) & ~np.logical_or.accumulate(run.wrong > 0)
         if normal.any():
             parts.append(offset[normal].T @ offset[normal] / int(normal.sum()))
     return np.mean(parts, axis=0) if parts else np.zeros((size, size))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from edge_agent.config import QUANTITIES
 from edge_agent.core.records import F32, Engine
+from edge_agent.engine import open_bundle
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged, judged_in_float
 from models.benchmark.tables import Table, read, tables
 from models.config import Preset, Schedule, preset
@@ -164,7 +165,9 @@ def recipe(roots: Roots, seed: int) -> Block:
     known, tested = _opened(found.train), _opened(found.test)
     made = make(PRESET, {"sensors": train(PRESET, known, seed, _MINUTE_S)}, {})
     answers = judged_in_float(
-        made, roots.engines, lambda engine: _occupied(engine, tested, _MINUTE_S, lambda logit, dark: logit)
+        made,
+        roots.engines,
+        lambda engine: _occupied(engine, tested, (STEPS, _MINUTE_S, 0.0), lambda logit, dark: logit),
     )
     n = sum(int((one.occupied >= 0).sum()) for one in tested)
     return Block(answers, n, found.split, baselines=_regression(known, tested), notes=[*found.notes, *_dark(tested)])
@@ -178,18 +181,20 @@ def _dark(tested: Sequence[Room]) -> list[str]:
 def _occupied(
     engine: Engine,
     tested: Sequence[Room],
-    step_s: float,
+    grid: tuple[int, float, float],
     answer: Answer,
-    late_s: float = 0.0,
 ) -> Judged:
-    """Accuracy with and without light; answer(logits, without light) is above 0 where somebody is in."""
+    """Accuracy with and without light; answer(logits, without light) is above 0 where somebody is in.
+
+    grid: steps of a window, seconds of a step, seconds from a row to the look at it.
+    """
     rows: list[Prediction] = []
     figures: dict[str, float] = {}
     for key, dark in (("accuracy", False), ("accuracy_no_light", True)):
         label, score, items = [], [], []
         for one in tested:
             index = np.flatnonzero(one.occupied >= 0)
-            readings = windows(one, index, STEPS, step_s, late_s)
+            readings = windows(one, index, *grid)
             found = through(engine, "sensors", without_light(readings) if dark else readings, 128)
             label.append(one.occupied[index].astype(np.float64))
             score.append(np.asarray(answer(found["logit"].astype(np.float32), dark), np.float64))
@@ -225,10 +230,10 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
     empty minutes of the train part. To the device a used room is no alarm, so nothing much is expected here."""
     found = tables(roots, logs, OCCUPANCY)
     known, tested = _opened(found.train), _opened(found.test)
-    step_s = PRESET.step_ms / 1000
-
+    manifest = open_bundle(shipped).manifest
+    step_s, steps = manifest.step_ms / 1000, manifest.sensors.steps
     empty = np.concatenate(
-        [windows(one, np.flatnonzero(one.occupied == 0)[::4], STEPS, step_s, _LATE_S) for one in known]
+        [windows(one, np.flatnonzero(one.occupied == 0)[::4], steps, step_s, _LATE_S) for one in known]
     )
 
     def judge(engine: Engine) -> Judged:
@@ -236,9 +241,8 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
             dark: float(np.quantile(through(engine, "sensors", shown, 128)["logit"], _USUAL))
             for dark, shown in ((False, empty), (True, without_light(empty)))
         }
-        return _occupied(
-            engine, tested, step_s, lambda logit, dark: np.asarray(logit - levels[dark], np.float32), _LATE_S
-        )
+        grid = (steps, step_s, _LATE_S)
+        return _occupied(engine, tested, grid, lambda logit, dark: np.asarray(logit - levels[dark], np.float32))
 
     n = sum(int((one.occupied >= 0).sum()) for one in tested)
     words = f"{found.split}; of the train part, empty minutes alone set the threshold"

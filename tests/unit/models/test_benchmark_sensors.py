@@ -136,7 +136,7 @@ def test_the_drift_of_other_runs_makes_a_run_that_wanders_less_surprising():
     run = novelty.run_of("x", log, 400)
     offset = novelty.offsets(run, novelty.held(run), 10, 64)
     moved = offset + np.where(np.arange(700) >= 400, 1.0, 0.0)[:, None] * [1.0, 0.0]
-    wander = novelty.drift([(run, moved)], 64)
+    wander = novelty.drift([(run, moved)])
     nothing = np.zeros((2, 2))
     plain, known = (novelty.surprise(run, moved, w, 64)[450:].mean() for w in (nothing, wander))
     assert plain > known + 1.0
