@@ -140,9 +140,10 @@ class _Tail:
 
     def level(self, allowed: float, low: float) -> float:
         """The level above `low` at which `allowed` of the alerts are left, to 1e-6."""
-        high = (
-            max(low, float(self._levels.max())) + self._scale * math.log(max(self._counts.sum() / allowed, 1.0)) + 1
-        )
+        high = max(low, float(self._levels.max()))
+        high += self._scale * (
+            2.0 + math.log(max(self._counts.sum() / allowed, 1.0))
+        )  # an eighth of `allowed` is left
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (low, middle) if self.alerts(middle) <= allowed else (middle, high)

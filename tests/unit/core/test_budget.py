@@ -73,6 +73,7 @@ def test_alerts_raise_the_threshold_and_more_of_them_more() -> None:
         for _ in range(count):
             blocks.add_alerts(1, ON)
         found.append(blocks.threshold(1.0))
+    assert blocks.p_value(found[-1] or 0.0) <= 1 / BLOCKS_A_DAY + 1e-6
     assert found == sorted(found)
     assert found[0] < ON < found[1] < found[3]
 
