@@ -106,10 +106,10 @@ def learned(train: Sequence[Still], shape: Preset, seed: int) -> Made:
 
 
 def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
-    """The shipped vision graph: its logit, and how far its embedding lies from the normal pictures of the train part.
+    """The shipped vision graph's logit, in standard deviations of the normal pictures of the train part.
 
-    `auc` and `ap` are those of the mean of both, each in standard deviations of the normal pictures: a site that
-    shows the bundle what is normal gets that. `auc_logit` and `auc_novelty` are the two alone.
+    `auc_novelty` is what the device's memory of those normal pictures says alone, `auc_both` the mean of the two: web
+    pictures have no usual look, so a memory of them knows little.
     """
     found = parts(roots, f"{SET}/labels.csv", "split", _file)
     tested = stills(roots.test, found.test)
@@ -123,10 +123,9 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
         memory.fill(usual["embedding"])
         novelty = np.array([memory.novelty(vector) for vector in new["embedding"]], np.float32)
         logit = (new["logit"] - usual["logit"].mean()) / (usual["logit"].std() + 1e-6)
-        both = _judge(tested, np.asarray((logit + novelty) / 2, np.float32))
-        label = _labels(tested)
-        more = {"auc_logit": auc(label, logit), "auc_novelty": auc(label, novelty)}
-        return Judged({**both.metrics, **more}, both.predictions)
+        told, label = _judge(tested, np.asarray(logit, np.float32)), _labels(tested)
+        more = {"auc_novelty": auc(label, novelty), "auc_both": auc(label, logit + novelty)}
+        return Judged({**told.metrics, **more}, told.predictions)
 
     words = f"{found.split}; of the pictures that train, only the {len(normal)} normal ones are used"
     return Block(judged(shipped_variants(shipped, roots.engines), judge), len(tested), words, notes=found.notes)

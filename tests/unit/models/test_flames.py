@@ -69,5 +69,5 @@ def test_the_shipped_graph_is_adapted_on_normal_pictures_alone(tmp_path: Path) -
     root = make_set(tmp_path, 12)
     block = flames.bundle(Roots(root, root, ("onnxruntime",)), 0, SHIPPED)
     assert block.judged.keys() == {("onnxruntime", "int8")}
-    assert {"auc", "ap", "auc_logit", "auc_novelty"} <= block.judged["onnxruntime", "int8"].metrics.keys()
+    assert {"auc", "ap", "auc_novelty", "auc_both"} <= block.judged["onnxruntime", "int8"].metrics.keys()
     assert "only the" in block.split
