@@ -53,14 +53,14 @@ def coloured_noise(count: int, frames: int, rng: Rng) -> Tensor:
 
 
 def warped(power: Tensor, rng: Rng, *, share: float) -> Tensor:
-    """Another pitch and pace, as of another source or a recorder that ran fast: up to 2.5 bands and 10 %."""
+    """Another pitch and pace, as of another source or a recorder that ran fast: up to 2 bands and 8 %."""
     on = np.flatnonzero(rng.random(len(power)) < share)
     if not len(on):
         return power
     theta = np.zeros((len(on), 2, 3), np.float32)
-    theta[:, 0, 0] = rng.uniform(0.9, 1.1, len(on))
+    theta[:, 0, 0] = rng.uniform(0.92, 1.08, len(on))
     theta[:, 1, 1] = 1.0
-    theta[:, 1, 2] = rng.uniform(-2.5, 2.5, len(on)) * 2 / MELS
+    theta[:, 1, 2] = rng.uniform(-2, 2, len(on)) * 2 / MELS
     images = power[on][:, None]
     grid = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
     return power.index_copy(
@@ -69,10 +69,10 @@ def warped(power: Tensor, rng: Rng, *, share: float) -> Tensor:
 
 
 def reverberant(power: Tensor, rng: Rng, *, share: float) -> Tensor:
-    """A room behind the sound: power that decays by 60 dB in 0.2 to 1.2 s, at up to the level of the direct sound."""
+    """A room behind the sound: power that decays by 60 dB in 0.2 to 1.2 s, below the level of the direct sound."""
     count, bands, frames = power.shape
     decay = np.exp(-math.log(1e6) * _FRAME_S / rng.uniform(0.2, 1.2, count))
-    room = np.where(rng.random(count) < share, rng.uniform(0.1, 1.0, count), 0.0)
+    room = np.where(rng.random(count) < share, rng.uniform(0.1, 0.6, count), 0.0)
     tail = decay[:, None] ** np.arange(_TAIL)  # newest first
     kernel = room[:, None] * tail / tail.sum(1, keepdims=True)
     kernel[:, 0] += 1.0
@@ -86,8 +86,8 @@ def band_limited(power: Tensor, rng: Rng, *, share: float) -> Tensor:
     """Telephones, small loudspeakers and low sampling rates: little is left below one band and above another."""
     count = len(power)
     on = torch.from_numpy(rng.random(count) < share)[:, None]
-    low = torch.tensor(rng.uniform(-4, 14, count), dtype=torch.float32)[:, None]  # up to 500 Hz
-    high = torch.tensor(rng.uniform(36, MELS + 8, count), dtype=torch.float32)[:, None]  # from 2.2 kHz
+    low = torch.tensor(rng.uniform(-4, 9, count), dtype=torch.float32)[:, None]  # up to 350 Hz
+    high = torch.tensor(rng.uniform(42, MELS + 8, count), dtype=torch.float32)[:, None]  # from 3 kHz
     slope_db = torch.tensor(rng.uniform(3, 20, count), dtype=torch.float32)[:, None]
     band = torch.arange(MELS, dtype=torch.float32)
     outside = (low - band).clamp(min=0) + (band - high).clamp(min=0)

@@ -175,13 +175,13 @@ def batches(course: Course, frames: int, seed: int) -> Iterator[tuple[Tensor, ..
 def spoiled(power: Tensor, course: Course, rng: Rng) -> Tensor:
     """Mel power of clean cuts → network input: another place, other noise, another microphone, another codec."""
     count, _, frames = power.shape
-    power = augment.reverberant(augment.warped(power, rng, share=0.4), rng, share=0.2)
+    power = augment.reverberant(augment.warped(power, rng, share=0.2), rng, share=0.08)
     if course.noise:
         chosen = [course.noise[int(i)] for i in rng.integers(0, len(course.noise), count)]
         under = cut(chosen, frames, rng, _NOISE_LOUD)
         power = augment.add_noise(power, under, rng, snr_db=course.snr_db, share=course.noisy)
     power = augment.add_noise(power, augment.coloured_noise(count, frames, rng), rng, snr_db=(3, 30), share=0.3)
-    power = augment.band_limited(augment.coded(power, rng, share=0.25), rng, share=0.25)
+    power = augment.band_limited(augment.coded(power, rng, share=0.12), rng, share=0.12)
     return augment.heard(power, rng)
 
 

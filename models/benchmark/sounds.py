@@ -51,8 +51,8 @@ _RECALL = 0.9
 #: Share of normal training clips that the bundle's threshold lets through.
 _FALSE = 0.1
 #: Steps of one training; clips of each part in a batch.
-STEPS = {"sesa": 1400, "esc10": 1000, "esc10_whole": 2000}
-_SESA_BATCH, _BACKGROUND_BATCH, _ESC_BATCH = 32, 24, 32
+STEPS = {"sesa": 2000, "esc10": 1600, "esc10_whole": 2400}
+_SESA_BATCH, _BACKGROUND_BATCH, _ESC_BATCH = 32, 16, 32
 _PENALTY = 1e-3  #: of the linear heads on the shipped embedding
 
 #: Score of each sound (higher: rather a threat) and its class.
