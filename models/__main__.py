@@ -29,7 +29,7 @@ Commands = Any  # what `add_subparsers` gives has no public type
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 refused (the reason is on stderr), 2 wrong arguments."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     torch.set_num_threads(1)
     try:
         figures = options.run(options)
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments."""
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     commands = parser.add_subparsers(required=True)
     train = commands.add_parser("train", help="make a bundle from data, or a better one from verdicts")
@@ -141,7 +142,7 @@ def _add_benchmark(commands: Commands) -> None:
     bench.add_argument(
         "--engines", nargs="+", metavar="ENGINE", help="of torch, openvino, onnxruntime (default: all)"
     )
-    bench.add_argument("--bundle", type=Path, default=SHIPPED, help="the bundle of the second block")
+    bench.add_argument("--bundle", type=Path, default=SHIPPED, help="of the second block (default: the shipped one)")
     bench.set_defaults(run=_benchmark)
 
 

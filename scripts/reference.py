@@ -138,7 +138,12 @@ messages; 128 KiB at most, 1 MiB when unpacked, 16 levels deep, finite numbers o
 def commands() -> str:
     """Every command of every program with its arguments."""
     parts = ["# Commands\n"]
-    for program, module in (("edge-agent", "edge_agent.__main__"), ("cloud-sync", "cloud_sync.__main__")):
+    programs = (
+        ("edge-agent", "edge_agent.__main__"),
+        ("cloud-sync", "cloud_sync.__main__"),
+        ("python -m models", "models.__main__"),
+    )
+    for program, module in programs:
         parser = importlib.import_module(module).build_parser()
         parts += [f"# {program}\n", _prose(parser.description or ""), ""]
         parts += [f"```\n{_prose(parser.epilog)}\n```\n"] if parser.epilog else []
@@ -170,7 +175,8 @@ def _argument(action: argparse.Action) -> str:
     if not action.option_strings:
         default = "required" if action.nargs not in ("?", "*") else ""
     # A default that is this machine's own (the interpreter, a path) is said by the help text alone.
-    default = "" if sys.prefix in default else default
+    default = "" if sys.prefix in default or str(ROOT) in default else default
+    name = name.replace("|", "\\|")
     return f"| `{name}` | {default} | {(action.help or '').replace('|', '/')} |".replace("%%", "%")
 
 
