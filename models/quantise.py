@@ -41,7 +41,7 @@ class Layers:
     """How much of a graph became int8, and what each layer's int8 alone did to the embedding (share of its size)."""
 
     quantised: int
-    convolutions: int
+    convolutions: int  #: of the encoder: the front end is not in question
     error: float = 0.0  #: of all together
     errors: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()  #: layers left in float32, by name of the weights
@@ -73,7 +73,7 @@ def quantise(
     lighten(small)
     onnx.checker.check_model(small)
     target.write_bytes(small.SerializeToString())
-    count = sum(node.op_type == "Conv" for node in model.graph.node)
+    count = sum(node.op_type == "Conv" and not node.name.startswith("/front/") for node in model.graph.node)
     return Layers(len(layers) - len(kept), count, error([n for n in layers if n not in kept]), errors, kept)
 
 

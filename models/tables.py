@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.frontend import BINS, WINDOW
+from models.frontend import BINS, BLOCK, FOURTH, WINDOW, fourths
 
 #: Smaller constants are left as they are.
 _BYTES = 2_048
@@ -29,8 +29,8 @@ def lighten(model: onnx.ModelProto) -> None:
     from half precision. A front end's constants only where that is exact."""
     nodes: list[onnx.NodeProto] = []
     for tensor in copy.deepcopy(list(model.graph.initializer)):
-        if list(tensor.dims) == [2 * BINS, 1, WINDOW]:
-            nodes += _spectrum(model.graph, tensor.name)
+        if list(tensor.dims) == [2 * FOURTH, BLOCK // 4, WINDOW // BLOCK]:
+            nodes += _spectrum(model.graph, tensor.name, numpy_helper.to_array(tensor))
         elif tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) * 4 > _BYTES:
             array = numpy_helper.to_array(tensor)
             with np.errstate(over="ignore"):
@@ -51,15 +51,19 @@ def lighten_file(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def _spectrum(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+def _spectrum(graph: onnx.GraphProto, name: str, kernel: NDArray[np.float32]) -> list[onnx.NodeProto]:
     """Row k of cosines and of sines at sample n are one table at k · n, modulo a turn."""
-    turn, sample = 2 * (BINS - 1), np.arange(WINDOW)
+    phase = next((p for p, known in enumerate(fourths()) if np.array_equal(kernel, known)), None)
+    if phase is None:
+        return []
+    turn = 2 * (BINS - 1)
+    sample = (np.arange(WINDOW // BLOCK) * BLOCK + np.arange(BLOCK // 4)[:, None] * 4 + phase)[None]
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * sample / WINDOW)) / (WINDOW / 4)
     constants = {
-        "bin": np.tile(np.arange(BINS), 2)[:, None, None].astype(np.int32),
-        "sample": sample[None, None].astype(np.int32),
-        # A sine is a cosine a quarter of a turn late.
-        "late": np.repeat([0, turn * 3 // 4], BINS)[:, None, None].astype(np.int32),
+        "bin": np.tile(np.arange(FOURTH), 2)[:, None, None].astype(np.int32),
+        "sample": sample.astype(np.int32),
+        # Minus a sine is a cosine a quarter of a turn on.
+        "late": np.repeat([0, turn // 4], FOURTH)[:, None, None].astype(np.int32),
         "turn": np.array(turn, np.int32),
         "cosine": np.cos(2 * np.pi * np.arange(turn) / turn).astype(np.float32),
         "hann": hann.astype(np.float32),

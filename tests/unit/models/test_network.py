@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.config import QUANTITIES  # noqa: E402
 from edge_agent.contract.event import MODALITIES  # noqa: E402
+from edge_agent.contract.manifest import AudioSpec  # noqa: E402
 from models.config import CLASSES, preset  # noqa: E402
 from models.export import export  # noqa: E402
-from models.frontend import SENSOR_SCALE, AudioFront, SensorFront, VisionFront  # noqa: E402
+from models.frontend import SENSOR_SCALE, AudioFront, MelPower, SensorFront, VisionFront  # noqa: E402
 from models.network import OUTPUTS, build, example  # noqa: E402
 from models.quantise import quantise  # noqa: E402
 
@@ -131,6 +132,15 @@ def test_the_sensor_front_shows_change_since_the_first_reading():
     assert float(change[-1]) == pytest.approx(2.0)  # 5 °C / 10 °C, times four
 
 
+@pytest.mark.parametrize("samples", [16_000, 15_999, 400])
+def test_the_exported_spectrum_is_the_trained_one(samples: int):
+    power = MelPower(AudioSpec(samples=samples))
+    time_s = torch.arange(samples) / 16_000
+    tones = torch.stack([torch.sin(6.2832 * hertz * time_s) for hertz in (100, 2000, 4000, 6000, 7700)])
+    pcm = 0.1 * torch.randn(5, samples, generator=torch.Generator().manual_seed(0)) + tones
+    assert torch.allclose(power.exported(pcm), power(pcm), rtol=1e-4, atol=1e-6)
+
+
 def test_every_quantity_has_a_scale():
     assert len(SENSOR_SCALE) == len(QUANTITIES)
 
@@ -144,7 +154,7 @@ def test_int8_has_symmetric_scales_and_float_biases(network, tmp_path: Path):
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     quantised = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     assert quantised
-    assert layers.quantised == layers.convolutions - 2  # all but the STFT and the one-channel stem
+    assert layers.quantised == layers.convolutions - 1  # all but the one-channel stem
     for node in quantised:
         assert (constants[node.input[2]] == 0).all()
         if node.input[0] in constants:
