@@ -85,7 +85,6 @@ def test_a_modality_that_is_the_only_cause_is_not_held_against_its_absence(windo
     figures = ablate.judged(score, windows.dev)
     assert figures["ap"] == 1.0
     assert all(figures[f"lost_{name}"] == 0 for name in ("vision", "audio", "sensors"))
-    assert figures["alone_vision"] < 1.0
 
 
 @pytest.mark.parametrize("task", ["masked", "contrastive"])
