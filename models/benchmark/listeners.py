@@ -27,6 +27,8 @@ PRESET = preset("first")
 SPEC = PRESET.audio_spec
 _RATE, _DECAY = 4e-3, 0.03
 CALIBRATION = 128  #: windows that int8 scales are taken from
+MOST = "most"
+_AT_ONCE = 64  #: clips whose windows are in memory together
 #: Processes that train at once: figures are promised for a machine of two cores.
 _PROCESSES = 2
 
@@ -93,14 +95,26 @@ def side_by_side(function: Callable[[Item], Answer], items: Sequence[Item]) -> l
 
 
 def clip_outputs(engine: Engine, sounds: Sequence[I16], names: Sequence[str]) -> dict[str, F32]:
-    """Outputs of the audio graph per clip, float32 (clips, …) each: pooled over the windows of the clip."""
+    """Outputs of the audio graph per clip, float32 (clips, …) each: pooled over the windows of the clip.
+
+    The name MOST gives the greatest of each part of the embedding over the windows.
+    """
+    parts = [_outputs(engine, sounds[i : i + _AT_ONCE], names) for i in range(0, len(sounds), _AT_ONCE)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _outputs(engine: Engine, sounds: Sequence[I16], names: Sequence[str]) -> dict[str, F32]:
     windows = [windows_of(pcm, SPEC) for pcm in sounds]
     found = through(engine, "audio", np.concatenate(windows))
     ends = np.cumsum([len(part) for part in windows])[:-1]
-    return {
+    outputs = {
         name: np.stack([pooled(p, w) for p, w in zip(np.split(found[name], ends), windows, strict=True)])
         for name in names
+        if name != MOST
     }
+    if MOST in names:
+        outputs[MOST] = np.stack([part.max(0) for part in np.split(found["embedding"], ends)])
+    return outputs
 
 
 def mixed(pcm: I16, noise: I16, snr_db: float, rng: Rng) -> I16:

@@ -6,7 +6,7 @@ the loud ones counting most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, I16, Engine
 from models.benchmark import recordings
 from models.benchmark.listeners import (
+    MOST,
     PRESET,
     SPEC,
     Clip,
@@ -38,7 +39,7 @@ from models.config import CLASSES, SOUNDS
 from models.data.listening import pooled, windows_of
 from models.data.media import decode_sound
 from models.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
-from models.linear import logistic
+from models.linear import Linear, logistic
 from models.metrics import accuracy, alarm_share_at_recall, auc
 from models.runtime import shipped_variants, through, variants
 
@@ -54,6 +55,8 @@ _FALSE = 0.1
 STEPS = {"sesa": 2000, "esc10": 1600, "esc10_whole": 2400}
 _SESA_BATCH, _BACKGROUND_BATCH, _ESC_BATCH = 32, 16, 32
 _PENALTY = 1e-3  #: of the linear heads on the shipped embedding
+#: Of SESA's head on whole clips: its penalty, the noise that it learns under, its input.
+_HEAD_PENALTY, _HEAD_DB, _HEAD_INPUT = 0.1, (-3.0, 15.0), ("embedding", MOST)
 
 #: Score of each sound (higher: rather a threat) and its class.
 Answer = Callable[[Engine, Sequence[I16]], tuple[F32, list[str]]]
@@ -126,20 +129,52 @@ def threat_course(train: Sequence[Clip], background: Sequence[Clip]) -> Course:
     return Course(lessons, noise, heads)
 
 
+@dataclass(frozen=True)
+class ClipHead:
+    """What a whole clip says beyond its windows one by one: a linear head a class on the mean and the greatest of
+    their embeddings, in numpy."""
+
+    names: tuple[str, ...]  #: casual first
+    heads: list[Linear]
+
+    @classmethod
+    def fit(cls, engine: Engine, data: Threats, seed: int) -> ClipHead:
+        """From the training clips as they are and with everyday sounds under them."""
+        rng = np.random.default_rng([seed, 44])
+        under = data.background or [clip for clip in data.train if clip.name == _CASUAL]
+        clean = [clip.pcm for clip in data.train]
+        chosen = [under[int(rng.integers(len(under)))].pcm for _ in clean]
+        noisy = [mixed(pcm, noise, rng.uniform(*_HEAD_DB), rng) for pcm, noise in zip(clean, chosen, strict=True)]
+        told = np.array([clip.name for clip in data.train] * 2)
+        names = tuple(name for name in SOUNDS if name in set(told))
+        features = cls._features(clip_outputs(engine, [*clean, *noisy], _HEAD_INPUT))
+        return cls(names, [logistic(features, (told == name).astype(float), _HEAD_PENALTY) for name in names])
+
+    def __call__(self, engine: Engine, sounds: Sequence[I16]) -> tuple[F32, list[str]]:
+        """An `Answer`: the encoder's own and this head's, added as log odds and as log probabilities."""
+        found = clip_outputs(engine, sounds, ("logit", OWN, *_HEAD_INPUT))
+        odds = np.stack([head(self._features(found)) for head in self.heads], 1)
+        own = found[OWN][:, [SOUNDS.index(name) for name in self.names]]
+        both = _log_softmax(odds) + _log_softmax(own)
+        return found["logit"] - odds[:, 0], [self.names[int(i)] for i in both.argmax(1)]
+
+    @staticmethod
+    def _features(found: Mapping[str, F32]) -> F32:
+        return np.concatenate([found[name] for name in _HEAD_INPUT], 1)
+
+
+def _log_softmax(x: F32) -> F32:
+    x = x - x.max(1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)), np.float32)
+
+
 def sesa_recipe(roots: Roots, seed: int) -> Block:
-    """A listener of SESA's four classes."""
+    """A listener of SESA's four classes, and a head on whole clips: fitted once, on torch, for every engine."""
     data = read_threats(roots)
     made = made_of(trained(threat_course(data.train, data.background), STEPS["sesa"], seed), data.train, seed)
-    names = [name for name in SOUNDS if name in {clip.name for clip in data.train}]
-    columns = [SOUNDS.index(name) for name in names]
-
-    def answer(engine: Engine, sounds: Sequence[I16]) -> tuple[F32, list[str]]:
-        found = clip_outputs(engine, sounds, ("logit", OWN))
-        return found["logit"], [names[int(i)] for i in found[OWN][:, columns].argmax(1)]
-
-    return _threat_block(
-        data, judged(variants(made, roots.engines), lambda e: judge_threats(e, data, seed, answer)), []
-    )
+    (head,) = [ClipHead.fit(engine, data, seed) for _, _, engine in variants(made, ("torch",))]
+    judge = partial(judge_threats, data=data, seed=seed, answer=head)
+    return _threat_block(data, judged(variants(made, roots.engines), judge), [])
 
 
 def sesa_bundle(roots: Roots, seed: int, shipped: Path) -> Block:

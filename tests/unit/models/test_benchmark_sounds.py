@@ -92,6 +92,27 @@ def test_all_figures_of_threats_come_from_the_answers():
     assert {row.key for row in found.predictions} >= {"threat", "class", "class_snr0", "background"}
 
 
+class _Loudness:
+    """An engine whose embedding is how loud a window is, and whose own classes say nothing."""
+
+    def run(self, graph: str, items: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        level = [np.float32(np.abs(item["pcm"].astype(np.float32)).mean() / 1000) for item in items]
+        nothing = np.zeros(5, np.float32)
+        return [{"embedding": np.array([x, -x]), "logit": np.float32(0), "sounds": nothing} for x in level]
+
+
+def test_a_head_on_whole_clips_learns_what_the_embedding_tells():
+    def clip(index: int) -> listeners.Clip:
+        return listeners.Clip(f"{index}.wav", NAMES[index % 4], _wave(index) // (1 + 3 * (index % 4)))
+
+    data = sounds.Threats(Parts([], [], "", 0, 0), [clip(i) for i in range(24)], [], [], [], [])
+    head = sounds.ClipHead.fit(_Loudness(), data, 0)  # type: ignore[arg-type]
+    assert head.names == NAMES
+    score, said = head(_Loudness(), [clip(i).pcm for i in (100, 103)])  # type: ignore[arg-type]
+    assert score[0] < score[1]
+    assert said == ["casual", "siren"]
+
+
 def test_folds_that_are_tested_never_train(tmp_path):
     kinds = [(split, name) for split in ("train", "dev") for name in ("dog_bark", "rooster") for _ in range(2)]
     root = _set(tmp_path, [("train", "casual")], kinds)
