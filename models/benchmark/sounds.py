@@ -7,7 +7,7 @@ the loud ones counting most.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ from models.benchmark.listeners import (
     trained,
 )
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged
-from models.benchmark.splits import Parts, Row, parts
+from models.benchmark.splits import DEV, TRAIN, Parts, Row, parts
 from models.config import CLASSES, SOUNDS
 from models.data.listening import pooled, windows_of
-from models.data.media import decode_sound
+from models.data.media import decode_sound, rows
 from models.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
 from models.linear import Linear, logistic
 from models.metrics import accuracy, alarm_share_at_recall, auc
@@ -103,14 +103,20 @@ def read_threats(roots: Roots) -> Threats:
 
 def _everyday(roots: Roots) -> tuple[list[Clip], list[Clip]]:
     """ESC-10 clips that may train, and that nothing trains on; none where a root lacks them."""
-    here = [(root / _ESC_TABLE).is_file() for root in (roots.train, roots.test)]
-    if all(here):
-        both = parts(roots, _ESC_TABLE, "split", _esc_file)
-        return _clips(roots.train, both.train, _esc_file), _clips(roots.test, both.test, _esc_file)
-    if here[0]:
-        alone = parts(replace(roots, test=roots.train), _ESC_TABLE, "split", _esc_file)
-        return _clips(roots.train, [*alone.train, *alone.test], _esc_file), []
-    return [], []
+    if not _there(roots.train, _ESC_TABLE, _esc_file):
+        return [], []
+    if not _there(roots.test, _ESC_TABLE, _esc_file):
+        known = [row for row in _there(roots.train, _ESC_TABLE, _esc_file) if row["split"] in (TRAIN, DEV)]
+        return _clips(roots.train, known, _esc_file), []
+    both = parts(roots, _ESC_TABLE, "split", _esc_file)
+    return _clips(roots.train, both.train, _esc_file), _clips(roots.test, both.test, _esc_file)
+
+
+def _there(root: Path, table: str, file: Callable[[Row], str]) -> list[Row]:
+    """Rows of a table whose files are there; none where there is no table."""
+    if not (root / table).is_file():
+        return []
+    return [row for row in rows(root / table) if (root / file(row)).is_file()]
 
 
 def threat_course(train: Sequence[Clip], background: Sequence[Clip]) -> Course:
@@ -299,10 +305,9 @@ def _esc_weights(training: _Training) -> dict[str, NDArray[Any]]:
 
 def _casual(roots: Roots) -> list[Clip]:
     """Sounds of SESA that are no threat, where the train root has it."""
-    if not (roots.train / _SESA_TABLE).is_file():
-        return []
-    found = parts(replace(roots, test=roots.train), _SESA_TABLE, "use", _sesa_file)
-    return _clips(roots.train, [row for row in found.train if row["category"] == _CASUAL], _sesa_file)
+    known = _there(roots.train, _SESA_TABLE, _sesa_file)
+    chosen = [row for row in known if row["use"] in (TRAIN, DEV) and row["category"] == _CASUAL]
+    return _clips(roots.train, chosen, _sesa_file)
 
 
 def esc10_recipe(roots: Roots, seed: int) -> Block:
