@@ -21,13 +21,13 @@ SHIPPED = Path(__file__).parents[3] / "edge_agent" / "bundle"
 RNG = np.random.default_rng
 
 
-def _log(seed: int, fault: bool, length: int = 640) -> tuple[np.ndarray, np.ndarray]:
-    """Three channels of noise about a level; the third jumps by ten deviations between rows 520 and 600."""
+def _log(seed: int, fault: bool, length: int = 260) -> tuple[np.ndarray, np.ndarray]:
+    """Three channels of noise about a level; the third jumps by ten deviations between rows 200 and 240."""
     values = RNG(seed).normal([20.0, 1.0, 300.0], [0.5, 0.01, 4.0], (length, 3))
     wrong = np.zeros(length, int)
     if fault:
-        wrong[520:600] = 1
-        values[520:600, 2] += 40.0
+        wrong[200:240] = 1
+        values[200:240, 2] += 40.0
     return values, wrong
 
 
@@ -55,7 +55,8 @@ def _skab(root: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that has learned next to nothing, in next to no time."""
-    monkeypatch.setattr(novelty, "_POOL", 64)
+    monkeypatch.setattr(sensors, "ADAPT", 150)
+    monkeypatch.setattr(sensors, "_SHORTEST", 200)
     learn, live = novelty.train, rooms.train
     few = Schedule(steps=4, batch=16, rate=3e-3)
     monkeypatch.setattr(novelty, "train", lambda p, runs, seed: learn(p, runs, seed, few, 64))
@@ -74,7 +75,7 @@ def test_a_jump_is_found_whatever_the_columns_are_called_and_in_whatever_unit(tm
     values, wrong = _log(7, True)
     _write(tmp_path / "two" / "skab" / "other" / "1.csv", ["a", "b", "c"], values * 3.0 - 5.0, wrong, ",")
     block = sensors.skab_recipe(Roots(root, tmp_path / "two", ("onnxruntime",)), 0)
-    assert block.n == 240
+    assert block.n == 110
     assert _figures(block)["f1"] > 0.7
     assert _figures(block)["auc"] > 0.75  # the rows after the fault are in its windows still
     assert block.notes == [
@@ -86,8 +87,8 @@ def test_a_jump_is_found_whatever_the_columns_are_called_and_in_whatever_unit(tm
     assert list(shipped.judged) == [("onnxruntime", "int8")]
     assert _figures(shipped)["auc"] > 0.7
     assert "the device's normal memory" in shipped.baselines
-    row = shipped.judged["onnxruntime", "int8"].predictions[150]
-    assert (row.key, row.item, row.label) == ("row", "other/1.csv:550", 1)
+    row = shipped.judged["onnxruntime", "int8"].predictions[60]
+    assert (row.key, row.item, row.label) == ("row", "other/1.csv:210", 1)
 
 
 def test_one_root_tests_valve2_two_roots_everything_that_is_labelled(tmp_path: Path):
@@ -109,7 +110,7 @@ def test_labels_and_what_follows_from_them_are_no_channels(tmp_path: Path):
     _write(tmp_path / "a.csv", NAMES, *_log(0, True))
     table = read(tmp_path / "a.csv", "a.csv", "")
     assert table.log.names == tuple(NAMES)
-    assert table.log.wrong.sum() == 80
+    assert table.log.wrong.sum() == 40
     (tmp_path / "b.csv").write_text("x;label\n1;0\n")
     assert read(tmp_path / "b.csv", "b.csv", "").log.names == ("x",)
     (tmp_path / "c.csv").write_text("label\n0\n")
@@ -149,7 +150,7 @@ def test_any_folder_of_tables_is_judged_file_by_file(tmp_path: Path):
     _write(tmp_path / "sensor_csv" / "quiet.csv", NAMES, _log(5, False)[0], None, ",")
     roots = Roots(tmp_path, tmp_path, ("openvino",))
     block = sensors.csv_recipe(roots, 0)
-    assert block.n == 480
+    assert block.n == 220
     assert _figures(block)["auc"] > 0.7
     assert _figures(sensors.csv_bundle(roots, 0, SHIPPED))["auc"] > 0.7
     with pytest.raises(ConfigError, match="column `anomaly`"):
