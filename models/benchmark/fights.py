@@ -213,7 +213,7 @@ def recipe(roots: Roots, seed: int) -> Block:
                 for share, (train, _) in zip(shares, plan.folds, strict=True)
             ]
             notes = [*plan.notes, f"share of the sound in the late mean, by fold: {', '.join(map(str, shares))}"]
-            baselines = _concatenated(own, fight, plan)
+            baselines = _baselines(own, heads, fight, plan)
         told = [head.scores(own.rows(tested)) for head, (_, tested) in zip(heads, plan.folds, strict=True)]
         score = {key: np.concatenate([part[key] for part in told]) for key in told[0]}
         found[variant] = judge(plan.some(plan.tested), score, seed)
@@ -409,17 +409,22 @@ def _engines(made: tuple[Made, Made], names: tuple[str, ...]) -> Iterator[tuple[
         yield (name, precision), vision, audio
 
 
-def _concatenated(own: Features, fight: F32, plan: Plan) -> dict[str, dict[str, float]]:
-    """What is done first and does harm: one head on the features of both modalities, of the clips with sound."""
+def _baselines(own: Features, heads: Sequence[Heads], fight: F32, plan: Plan) -> dict[str, dict[str, float]]:
+    """Each half of vision alone; both modalities at equal shares; and one head on the features of both."""
     label, counted = _labels(plan.some(plan.tested))
     both = np.concatenate([own.motion, own.changes, own.audio], 1)
-    score = []
-    for train, tested in plan.folds:
+    score: dict[str, list[F32]] = {}
+    for head, (train, tested) in zip(heads, plan.folds, strict=True):
+        clips = own.rows(tested)
+        score.setdefault("flow statistics", []).append(head.motion(clips.motion))
+        score.setdefault("changes through the trunk", []).append(head.changes(clips.changes))
+        score.setdefault("late mean, equal shares", []).append(replace(head, share=0.5).scores(clips)["fused"])
         known = train[own.heard[train]]
-        if len(np.unique(fight[known])) < 2:
-            return {}
-        score.append(_head("changes", both[known], fight[known])(both[tested]))
-    return {"concatenation": {"auc_fused": auc(label[counted], np.concatenate(score)[counted])}}
+        if len(np.unique(fight[known])) == 2:
+            joint = _head("changes", both[known], fight[known])
+            score.setdefault("concatenation", []).append(joint(both[tested]))
+    whole = {name: np.concatenate(rows) for name, rows in score.items() if len(rows) == len(plan.folds)}
+    return {name: {"auc_fused": auc(label[counted], values[counted])} for name, values in whole.items()}
 
 
 def _novelty(normal: Sequence[dict[str, F32]], tested: Sequence[dict[str, F32]]) -> F32:

@@ -124,6 +124,8 @@ def test_films_under_another_root_are_judged_in_every_form(tmp_path: Path) -> No
     figures = block.judged["onnxruntime", "int8"].metrics
     assert figures["auc_video"] == figures["auc_fused"] == 1.0
     assert figures["auc_audio"] == 0.5  # nothing is heard
+    assert block.baselines["flow statistics"]["auc_fused"] > 0.5
+    assert "concatenation" not in block.baselines  # without sound there is nothing to join
 
 
 def test_one_root_is_cross_validated_over_sources_and_the_bundle_sees_normal_clips_alone(tmp_path: Path) -> None:
