@@ -47,7 +47,7 @@ def read(path: Path, item: str, split: str) -> Table:
         first = file.readline()
     separator = max((";", ",", "\t"), key=first.count)
     header = next(iter(rows(path, separator)), {})
-    known = {str(name).strip().lower(): name for name in header}
+    known = {name.strip().lower(): name for name in header if name is not None}  # None: cells beyond the header
     time = next((known[name] for name in _TIMES if name in known), None)
     label = next((known[name] for name in _LABELS if name in known), None)
     columns = {
