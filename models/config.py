@@ -114,6 +114,8 @@ def preset(name: str) -> Preset:
 _FIRST = Preset(name="first")
 PRESETS = {
     "first": _FIRST,
+    # The same with half of the channels that no output depends on.
+    "small": replace(_FIRST, name="small", compression=Compression()),
     # Seconds instead of minutes: proves the way from data to bundle, not the model.
     "tiny": replace(
         _FIRST,
