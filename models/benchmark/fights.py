@@ -355,7 +355,7 @@ def graphs(items: Sequence[Item], rng: np.random.Generator) -> tuple[Made, Made]
 
 def features(items: Sequence[Item], vision: Engine, audio: Engine) -> Features:
     """What the graphs make of the clips, with the motion figures beside it."""
-    changes = [_looked(vision, item.frames) for item in items]
+    changes = [_looked(vision, item.frames) for item in tracked("clips through the graphs", items)]
     heard = np.array([len(item.pcm) > 0 for item in items])
     sound = np.zeros((len(items), 3 * MELS), np.float32)
     for row, item in zip(sound, items, strict=True):
