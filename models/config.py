@@ -92,7 +92,6 @@ class Preset:
     sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
     fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
     episodes: tuple[int, int] = (360, 180)  #: composed for training and for dev
-    vision_taught: bool = True  #: by features of an ImageNet trunk too; needs its package, nothing of it ships
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
     compression: Compression | None = None  #: None: int8 by scales alone
@@ -120,7 +119,6 @@ PRESETS = {
     "tiny": replace(
         _FIRST,
         name="tiny",
-        vision_taught=False,
         vision=Schedule(steps=3, batch=4, rate=3e-3),
         audio=Schedule(steps=3, batch=4, rate=4e-3, decay=0.03),
         sensors=Schedule(steps=5, batch=8, rate=3e-3),

@@ -49,15 +49,7 @@ class VisionEncoder(nn.Module):
         self.fire = nn.Linear(embedding, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.answer(self.features(x))
-
-    def features(self, x: Tensor) -> Tensor:
-        """(N, 5, H, W) → (N, embedding, H/8, W/8)."""
-        seen: Tensor = self.body(F.relu(self.down(F.relu(self.stem(x)))))
-        return seen
-
-    def answer(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `forward` gives, of its features."""
+        features = self.body(F.relu(self.down(F.relu(self.stem(x)))))
         heat = self.head(features)
         # The hottest neighbourhood speaks for the picture: one bright cell is noise, nine are something.
         weight = torch.softmax(F.avg_pool2d(heat, 3, 1, 1, count_include_pad=False).flatten(2) * 2.0, 2)
