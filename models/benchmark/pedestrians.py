@@ -169,8 +169,8 @@ class Usual:
     """What the shipped graph makes of normal frames: the light of the place, and the heat that each cell is used to.
 
     Margins and reach were chosen by synthetic anomalies in held-out normal clips, some of them cropped or in another
-    light. The heat as it is, a memory of embeddings, and sums with them were tried too; the heat as it is did better on
-    the synthetic ones and was left out in sight of the visible test clips, where it says next to nothing.
+    light. The heat as it is, a memory of embeddings, and sums with them were tried too; the heat as it is did better
+    on the synthetic ones and was left out in sight of the visible test clips, where it says next to nothing.
     """
 
     light: NDArray[np.float64]  #: (3,) quantiles of luma
