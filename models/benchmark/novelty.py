@@ -129,27 +129,51 @@ def offsets(run: Run, features: F64, count: int, settled: int) -> F64:
     return np.asarray(mean - mean[min(settled, run.adapt // 2) : run.adapt].mean(0))
 
 
-def drift(found: Sequence[tuple[Run, F64]]) -> F64:
-    """Covariance (D, D) of where normal rows lie after a run's first ones: every run counts alike. Zeros without any.
+@dataclass(frozen=True)
+class Drift:
+    """Covariance of where normal rows lie after a run's first ones."""
 
-    found: runs of the train part with their offsets. Normal are the rows before the run's first fault: behind it, a
-    machine that was stopped and mended is another one.
+    names: tuple[str, ...]  #: of its columns; empty where every run has the same ones
+    covariance: F64
+
+    def of(self, names: Sequence[str]) -> F64:
+        """For columns of these names (n, n); one that nobody knows drifts as the middle one of the known."""
+        if not self.names:
+            return self.covariance
+        own = np.diag(self.covariance)
+        out = np.diag(np.full(len(names), float(np.median(own)) if len(own) else 0.0))
+        here = [i for i, name in enumerate(names) if name in self.names]
+        there = [self.names.index(names[i]) for i in here]
+        out[np.ix_(here, here)] = self.covariance[np.ix_(there, there)]
+        return out
+
+
+def drift(found: Sequence[tuple[tuple[str, ...], Run, F64]]) -> Drift:
+    """The drift of some runs, given with the names and the offsets of their features; every run counts alike.
+
+    Normal are the rows before a run's first fault: behind it, a machine that was stopped and mended is another one.
+    Two columns that never stood in one run are taken to drift each for itself.
     """
-    size = found[0][1].shape[1] if found else 0
-    parts = []
-    for run, offset in found:
+    names = tuple(sorted({name for known, _, _ in found for name in known}))
+    size = len(names) if names else found[0][2].shape[1] if found else 0
+    total, count = np.zeros((size, size)), np.zeros((size, size))
+    for known, run, offset in found:
         normal = (np.arange(len(offset)) >= run.adapt) & ~np.logical_or.accumulate(run.wrong > 0)
         if normal.any():
-            parts.append(offset[normal].T @ offset[normal] / int(normal.sum()))
-    return np.mean(parts, axis=0) if parts else np.zeros((size, size))
+            place = [names.index(name) for name in known] if names else list(range(size))
+            total[np.ix_(place, place)] += offset[normal].T @ offset[normal] / int(normal.sum())
+            count[np.ix_(place, place)] += 1
+    return Drift(names, total / np.maximum(count, 1))
 
 
-def surprise(run: Run, offset: F64, wander: F64, settled: int) -> F64:
+def surprise(run: Run, offset: F64, wander: F64 | None, settled: int) -> F64:
     """log T² of every row (n,), in units of what the run's own first rows and the drift of others explain."""
     first = offset[min(settled, run.adapt // 2) : run.adapt]
     own = np.atleast_2d(np.cov(first.T))
     size = len(own)
-    covariance = own + DRIFT * wander + (_RIDGE * np.trace(own) / size + 1e-9) * np.eye(size)
+    covariance = own + (_RIDGE * np.trace(own) / size + 1e-9) * np.eye(size)
+    if wander is not None:
+        covariance = covariance + DRIFT * wander
     return np.asarray(np.log(np.einsum("ij,ij->i", offset @ np.linalg.inv(covariance), offset) / size + 1e-9))
 
 

@@ -20,7 +20,7 @@ from edge_agent.engine import open_bundle
 from edge_agent.errors import ConfigError
 from models import bundle
 from models.benchmark import novelty
-from models.benchmark.novelty import F64, Run
+from models.benchmark.novelty import F64, Drift, Run
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged, judged_in_float
 from models.benchmark.tables import Table, Tables, labelled, read, tables
 from models.config import preset
@@ -50,6 +50,7 @@ class Part:
     features: Features
     count: int  #: rows that it is averaged over
     settled: int  #: first rows of a run in which it is not yet whole
+    named: bool = False  #: its columns are the run's channels, of which another run may have others
 
 
 def graph(engine: Engine, steps: int = PRESET.sensor_spec.steps) -> Part:
@@ -57,7 +58,7 @@ def graph(engine: Engine, steps: int = PRESET.sensor_spec.steps) -> Part:
     return Part(lambda run: novelty.embedded(engine, run, steps), novelty.SMOOTHED, steps)
 
 
-CHANNELS = Part(novelty.held, novelty.SMOOTHED, novelty.SMOOTHED)
+CHANNELS = Part(novelty.held, novelty.SMOOTHED, novelty.SMOOTHED, named=True)
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,24 @@ class Detector:
     """What the train part says beside a run's own first rows: how normal rows drift, and what is too much."""
 
     parts: Sequence[Part]
-    wander: Sequence[F64]
+    drift: Sequence[Drift | None]
     threshold: float
 
     def score(self, run: Run) -> F64:
         """Above 0: a fault. (n,)."""
-        return _surprise(run, self.parts, _offsets(run, self.parts), self.wander) - self.threshold
+        return _surprise(run, self.parts, _offsets(run, self.parts), self.drift) - self.threshold
 
 
 def _offsets(run: Run, parts: Sequence[Part]) -> list[F64]:
     return [novelty.offsets(run, part.features(run), part.count, part.settled) for part in parts]
 
 
-def _surprise(run: Run, parts: Sequence[Part], offsets: Sequence[F64], wander: Sequence[F64]) -> F64:
+def _surprise(run: Run, parts: Sequence[Part], offsets: Sequence[F64], drift: Sequence[Drift | None]) -> F64:
     """Mean over the parts, (n,)."""
-    each = [novelty.surprise(run, o, w, p.settled) for p, o, w in zip(parts, offsets, wander, strict=True)]
+    each = [
+        novelty.surprise(run, offset, None if known is None else known.of(run.names), part.settled)
+        for part, offset, known in zip(parts, offsets, drift, strict=True)
+    ]
     return np.asarray(np.mean(each, axis=0))
 
 
@@ -93,11 +97,13 @@ def detector(runs: Sequence[Run], parts: Sequence[Part], drift: bool = True) -> 
     offsets = [_offsets(run, parts) for run in runs]
     pairs = list(zip(runs, offsets, strict=True))
 
-    def wander(some: list[tuple[Run, list[F64]]]) -> list[F64]:
-        sizes = [offset.shape[1] for offset in offsets[0]]
+    def wander(some: list[tuple[Run, list[F64]]]) -> list[Drift | None]:
         if not drift or not some:
-            return [np.zeros((size, size)) for size in sizes]
-        return [novelty.drift([(run, each[i]) for run, each in some]) for i in range(len(parts))]
+            return [None] * len(parts)
+        return [
+            novelty.drift([(run.names if part.named else (), run, each[i]) for run, each in some])
+            for i, part in enumerate(parts)
+        ]
 
     scores: list[F64] = []
     said: list[NDArray[np.int8]] = []
@@ -235,7 +241,7 @@ def _median_t2(known: Sequence[Run], tested: Sequence[Run]) -> list[F64]:
 
     def score(run: Run) -> F64:
         rows = novelty.held(run)
-        value = novelty.surprise(run, rows - rows[: run.adapt].mean(0), np.zeros((rows.shape[1],) * 2), 0)
+        value = novelty.surprise(run, rows - rows[: run.adapt].mean(0), None, 0)
         padded = np.concatenate([np.repeat(value[:1], 4), value])
         return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1))
 

@@ -74,13 +74,14 @@ def test_a_jump_is_found_whatever_the_columns_are_called_and_in_whatever_unit(tm
     root = _skab(tmp_path / "one")
     values, wrong = _log(7, True)
     _write(tmp_path / "two" / "skab" / "other" / "1.csv", ["a", "b", "c"], values * 3.0 - 5.0, wrong, ",")
+    _write(tmp_path / "two" / "skab" / "other" / "2.csv", NAMES[1:], values[:, 1:], wrong)
     block = sensors.skab_recipe(Roots(root, tmp_path / "two", ("onnxruntime",)), 0)
-    assert block.n == 110
+    assert block.n == 220
     assert _figures(block)["f1"] > 0.7
     assert _figures(block)["auc"] > 0.75  # the rows after the fault are in its windows still
     assert block.notes == [
         "columns that no file of the train part has: a, b, c; judged alike",
-        "columns of the train part that no tested file has: Flow, Pressure, Temperature",
+        "columns of the train part that no tested file has: Temperature",
     ]
     assert "SKAB" in str(list(block.baselines)) or "T2 of the channels, median of 5" in block.baselines
     shipped = sensors.skab_bundle(Roots(root, tmp_path / "two", ("onnxruntime",)), 0, SHIPPED)
@@ -137,16 +138,20 @@ def test_the_drift_of_other_runs_makes_a_run_that_wanders_less_surprising():
     run = novelty.run_of("x", log, 400)
     offset = novelty.offsets(run, novelty.held(run), 10, 64)
     moved = offset + np.where(np.arange(700) >= 400, 1.0, 0.0)[:, None] * [1.0, 0.0]
-    wander = novelty.drift([(run, moved)])
-    nothing = np.zeros((2, 2))
-    plain, known = (novelty.surprise(run, moved, w, 64)[450:].mean() for w in (nothing, wander))
+    wander = novelty.drift([(run.names, run, moved)])
+    plain, known = (novelty.surprise(run, moved, w, 64)[450:].mean() for w in (None, wander.of(run.names)))
     assert plain > known + 1.0
+    other = wander.of(("new", "b"))
+    assert other[1, 1] == wander.covariance[1, 1]
+    assert other[0, 0] == np.median(np.diag(wander.covariance))
+    assert other[0, 1] == 0.0
 
 
 @pytest.mark.usefixtures("quick")
 def test_any_folder_of_tables_is_judged_file_by_file(tmp_path: Path):
     for seed in range(2):
-        _write(tmp_path / "sensor_csv" / f"{seed}.csv", NAMES, *_log(seed, True), ",")
+        values, wrong = _log(seed, True)
+        _write(tmp_path / "sensor_csv" / f"{seed}.csv", NAMES[seed:], values[:, seed:], wrong, ",")
     _write(tmp_path / "sensor_csv" / "quiet.csv", NAMES, _log(5, False)[0], None, ",")
     roots = Roots(tmp_path, tmp_path, ("openvino",))
     block = sensors.csv_recipe(roots, 0)
