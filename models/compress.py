@@ -143,7 +143,7 @@ def _rounded(plain: bytes, windows: Windows, scales: Mapping[str, float]) -> tup
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(plain)
-        layers = quantise(source, target, windows, scales)
+        layers = quantise(source, target, windows, scales=scales, scan=True)
         return target.read_bytes(), layers
 
 

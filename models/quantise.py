@@ -48,12 +48,19 @@ class Layers:
 
 
 def quantise(
-    source: Path, target: Path, windows: Sequence[NDArray[Any]], scales: Scales | None = None, hurts: float = HURTS
+    source: Path,
+    target: Path,
+    windows: Sequence[NDArray[Any]],
+    *,
+    scales: Scales | None = None,
+    hurts: float = HURTS,
+    scan: bool = False,
 ) -> Layers:
     """Write `source` in int8 to `target`.
 
     `windows` are inputs of the training split without the batch axis; scales come from them unless `scales` holds
-    those that the weights were trained with. BundleError if no convolution can be quantised.
+    those that the weights were trained with. Layers are looked at one by one if all together move the embedding by
+    more than `hurts`, or for `scan`; it takes a second each. BundleError if no convolution can be quantised.
     """
     model = onnx.load(str(source))
     layers = convolutions(model)
@@ -67,14 +74,16 @@ def quantise(
         got = embeddings(inserted(model, found, names), inputs)
         return float(np.sqrt(np.square(got - wanted).mean() / max(float(np.square(wanted).mean()), 1e-12)))
 
-    errors = {name: error([name]) for name in layers}
-    kept = tuple(name for name in layers if errors[name] > hurts)
+    together = error(list(layers))
+    errors = {name: error([name]) for name in layers} if scan or together > hurts else {}
+    kept = tuple(name for name, alone in errors.items() if alone > hurts)
     small = inserted(model, found, [name for name in layers if name not in kept])
     lighten(small)
     onnx.checker.check_model(small)
     target.write_bytes(small.SerializeToString())
     count = sum(node.op_type == "Conv" and not node.name.startswith("/front/") for node in model.graph.node)
-    return Layers(len(layers) - len(kept), count, error([n for n in layers if n not in kept]), errors, kept)
+    left = error([name for name in layers if name not in kept]) if kept else together
+    return Layers(len(layers) - len(kept), count, left, errors, kept)
 
 
 def convolutions(model: onnx.ModelProto) -> dict[str, str]:
