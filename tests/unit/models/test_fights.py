@@ -136,4 +136,4 @@ def test_one_root_is_cross_validated_over_sources_and_the_bundle_sees_normal_cli
         assert not sources[0] & sources[1]
     assert sorted(plan.tested) == list(range(10))
     block = fights.bundle(Roots(root, root, ("onnxruntime",)), 0, SHIPPED)
-    assert {"auc_video", "auc_fused", "auc_logit"} <= block.judged["onnxruntime", "int8"].metrics.keys()
+    assert {"auc_video", "auc_fused", "auc_novelty"} <= block.judged["onnxruntime", "int8"].metrics.keys()
