@@ -22,7 +22,7 @@ from models.terms import Batch  # noqa: E402
 from models.train import deterministic  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
-SHAPE = replace(preset("tiny"), fusion=Schedule(steps=25, batch=32, rate=2e-3))
+SHAPE = replace(preset("tiny"), fusion=Schedule(steps=8, batch=32, rate=2e-3))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_an_unknown_pretraining_is_refused(windows):
 
 def test_bags_alone_teach_which_windows_are_wrong(windows):
     head = _head()
-    shape = replace(SHAPE, fusion=Schedule(steps=60, batch=64, rate=4e-3))
+    shape = replace(SHAPE, fusion=Schedule(steps=40, batch=32, rate=6e-3))
     before = ablate.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"]
     train_weak(head, shape, windows.train, 0)
     assert ablate.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"] > before + 0.1
@@ -123,7 +123,8 @@ def test_pseudo_labels_look_at_no_label_of_the_rest(windows):
 
 def test_one_class_draws_what_is_normal_to_its_centre(windows):
     head = _head()
-    centre = train_one_class(head, SHAPE, windows.train, 0)
+    shape = replace(SHAPE, fusion=Schedule(steps=25, batch=32, rate=2e-3))
+    centre = train_one_class(head, shape, windows.train, 0)
     normal = rows(windows.train, torch.nonzero(windows.train.wrong == 0)[:, 0])
     with torch.inference_mode():
         near = (head(*normal[:4])[3] - centre).square().sum(1).mean()
