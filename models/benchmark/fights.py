@@ -297,7 +297,9 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
     for engine, precision, ready in shipped_variants(shipped, roots.engines):
         looks = [through(ready, "vision", item.frames) for item in tracked("clips through the bundle", plan.items)]
         sounds = [through(ready, "audio", item.pcm) for item in plan.items]
-        video, audio = _by_fold(plan, looks, _standing), _by_fold(plan, sounds, _standing)
+        video = _by_fold(plan, looks, _standing)
+        # Music is far from all that trained the threats' head: no clip's sound may say more than three deviations.
+        audio = np.clip(_by_fold(plan, sounds, _standing), -3, 3)
         novelty = _by_fold(plan, looks, _novelty)
         score = {"video": video, "audio": audio, "fused": _fused(video, audio, heard, _BUNDLE_SHARE)}
         told = judge(tested, score, seed)
