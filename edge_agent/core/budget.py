@@ -35,7 +35,7 @@ _MOST_ALERTS = 255
 _TAIL = 0.2
 _SCALE = (0.25, 2.0)
 #: Levels beyond this are the same: a sigmoid has long been 0 or 1.
-_FARTHEST = 60.0
+FARTHEST = 60.0
 
 
 class Blocks:
@@ -68,7 +68,7 @@ class Blocks:
         if rows.ndim != 2 or rows.shape[1] != 2 or len(rows) > CAPACITY or rows.dtype.kind != "f":
             raise ValueError(f"expected at most {CAPACITY} blocks, got {rows.dtype} {rows.shape}")
         level, alerts = rows.T
-        if not (np.abs(level) <= _FARTHEST).all() or not ((alerts >= 0) & (alerts <= _MOST_ALERTS)).all():
+        if not (np.abs(level) <= FARTHEST).all() or not ((alerts >= 0) & (alerts <= _MOST_ALERTS)).all():
             raise ValueError("blocks out of range")
         self._begin, self._count, self._summary = 0, len(rows), None
         self._rows[: len(rows)] = rows
@@ -88,7 +88,7 @@ class Blocks:
         if len(alerts):
             today = np.sort(rows[rows[:, 1] == 0, 0])
             level = max(level, _lowest(today, tail.only(alerts), max(alerts_a_day, 1.0) * (1 + 1 / BLOCKS_A_DAY)))
-        return float(np.nextafter(np.float32(min(level, _FARTHEST)), np.float32(np.inf)))
+        return float(np.nextafter(np.float32(min(level, FARTHEST)), np.float32(np.inf)))
 
     def p_value(self, level: float) -> float:
         """Conformal p-value: with what probability a normal block reaches `level`."""
@@ -106,7 +106,7 @@ class Blocks:
     def _add(self, level: float, alerts: int) -> None:
         at = (self._begin + self._count) % CAPACITY
         self._summary = None
-        self._rows[at] = max(-_FARTHEST, min(_FARTHEST, level)), alerts
+        self._rows[at] = max(-FARTHEST, min(FARTHEST, level)), alerts
         if self._count < CAPACITY:
             self._count += 1
         else:

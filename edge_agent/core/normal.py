@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edge_agent.config import SceneConfig
 from edge_agent.contract.event import MODALITIES, Event, Int63
 from edge_agent.contract.manifest import Manifest
-from edge_agent.core.budget import BLOCK_S, BLOCKS_A_DAY, Blocks, needed
+from edge_agent.core.budget import BLOCK_S, BLOCKS_A_DAY, FARTHEST, Blocks, needed
 from edge_agent.core.drift import Drift
 from edge_agent.core.infer import Encoded, logit, sigmoid
 from edge_agent.core.memory import Memory
@@ -144,9 +144,8 @@ class Normal:
         score, novel = scores.score, False
         if any(value is not None for value in novelty):
             usual = self._drift.usual()
-            levels["novelty"] = max(
-                value / top for value, top in zip(novelty, usual, strict=True) if value is not None
-            )
+            found = max(value / top for value, top in zip(novelty, usual, strict=True) if value is not None)
+            levels["novelty"] = min(found, FARTHEST)  # as blocks keep it: beyond, nothing is rarer
             base = self._on(scene)
             raised = base + min(levels["novelty"] - own.get("novelty", math.inf), _MOST_RAISE)
             if raised > scores.logit and not self._plain.stale:
