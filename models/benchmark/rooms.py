@@ -49,12 +49,15 @@ _OLDEST_S = 900.0
 _SCHEDULE = Schedule(steps=700, batch=64, rate=3e-3, decay=1e-2)
 #: How often a training window comes without light, and without another channel.
 _NO_LIGHT, _LOST = 0.5, 0.1
-#: Augmentation per quantity: deviation of the gain (log), of the offset and of the drift within a window (its unit).
+#: How often every row of it has noise of its own.
+_NOISY = 0.4
+#: Augmentation per quantity, as deviations: of the gain (log), of the offset, of the drift within a window, and of
+#: the noise of a row where there is any (in the quantity's unit).
 _OTHER_SENSORS = {
-    "temperature": (0.0, 0.7, 0.15),
-    "humidity": (0.05, 2.0, 0.5),
-    "light": (0.2, 3.0, 0.0),
-    "co2": (0.08, 15.0, 5.0),
+    "temperature": (0.0, 0.7, 0.15, 0.2),
+    "humidity": (0.05, 2.0, 0.5, 0.8),
+    "light": (0.1, 2.0, 0.0, 30.0),
+    "co2": (0.08, 15.0, 5.0, 50.0),
 }
 
 
@@ -120,13 +123,16 @@ def train(
 
 
 def elsewhere(rng: Rng, window: F32) -> F32:
-    """The same window by other sensors: gain, offset and drift of each, rows and channels lost."""
+    """The same window by other sensors: gain, offset, drift and noise of each, rows and channels lost."""
     out = window.copy()
     steps = out.shape[2]
-    for quantity, (gain, offset, drift) in _OTHER_SENSORS.items():
+    noisy = rng.random() < _NOISY
+    for quantity, (gain, offset, drift, noise) in _OTHER_SENSORS.items():
         channel = QUANTITIES.index(quantity)
-        ramp = np.linspace(-1.0, 0.0, steps) * rng.normal(0, drift) if drift else 0.0
+        ramp = np.linspace(-1.0, 0.0, steps) * rng.normal(0, drift)
         value = out[0, channel] * np.exp(rng.normal(0, gain)) + rng.normal(0, offset) + ramp
+        if noisy:
+            value = value + rng.normal(0, abs(rng.normal(0, noise)) + 1e-9, steps)
         out[0, channel] = np.maximum(value, 0.0) if quantity in ("light", "co2") else value
     if rng.random() < 0.3:
         out[:, :, rng.random(steps) < rng.uniform(0, 0.3)] = 0.0
