@@ -17,7 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's affair: no test fails for being slow.
+hypothesis.settings.register_profile("tectum", deadline=None)
+hypothesis.settings.load_profile("tectum")
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_ALL = os.environ.get("TECTUM_REQUIRE_ALL") == "1"
