@@ -61,7 +61,7 @@ SETS_READ = (
     "smoke_iot",
 )
 #: Episodes that are tested, and that the recipe's head learns from; made-up stills on each stage.
-_TESTED, _TAUGHT, _STILLS = 240, 300, 40
+_TESTED, _TAUGHT, _STILLS = 240, 300, 12
 _HALVES = 2
 _HEAD = Schedule(steps=800, batch=128, rate=2e-3)
 #: Steps that the score must hold.
