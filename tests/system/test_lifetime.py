@@ -35,11 +35,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def check_left_nothing(data: Path) -> None:
-    """No drafts, and every file of the evidence is one that a message promised."""
+def check_left_nothing(data: Path, unpromised: int = 0) -> None:
+    """No drafts, and every file of the evidence is one that a message promised, but for `unpromised` at most."""
     assert list(data.rglob("*.part")) == []
     promised = {item.sha256 for items in evidence(messages(data)).values() for item in items}
-    assert {path.name for path in (data / "evidence").glob("*") if path.is_file()} == promised
+    files = {path.name for path in (data / "evidence").glob("*") if path.is_file()}
+    assert promised <= files
+    assert len(files - promised) <= unpromised
 
 
 @pytest.mark.parametrize("after_s", MOMENTS)
@@ -114,7 +116,8 @@ def test_kill_minus_nine_is_told_at_the_next_start(tmp_path: Path, bundle: Path)
     told = list(phases(messages(agent.data)).values())
     assert told[0] == ["new", "aborted"]
     assert told[-1] == ["new", "end"]
-    check_left_nothing(agent.data)
+    # The kill may fall between a file's final name and its row: it then waits for the disk limit, which evicts it.
+    check_left_nothing(agent.data, unpromised=1)
 
 
 def test_a_source_that_hangs_and_one_that_is_not_there_harm_nobody(tmp_path: Path, bundle: Path) -> None:
