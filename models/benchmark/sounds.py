@@ -51,8 +51,7 @@ _SNR_DB = (10, 0)
 _RECALL = 0.9
 #: Share of normal training clips that the bundle's threshold lets through.
 _FALSE = 0.1
-#: Steps of one training (four folds of esc10, two at a time, must fit into ten minutes on two cores); clips of each part
-#: in a batch.
+#: Steps of one training; clips of each part in a batch. Four folds of esc10, two at a time: ten minutes in all.
 STEPS = {"sesa": 2000, "esc10": 1300, "esc10_whole": 2400}
 _SESA_BATCH, _BACKGROUND_BATCH, _ESC_BATCH = 32, 16, 32
 _PENALTY = 1e-3  #: of the linear heads on the shipped embedding
