@@ -70,34 +70,6 @@ def _kept(frame: U8) -> U8:
     return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def zoomed(film: Film) -> Film:
-    """The film cut to where it moves: the box of the middle 90 % of all change, with a margin, at least half as wide.
-
-    People far off are a few pixels to a graph that sees the whole picture.
-    """
-    pictures = [_grey(frame).astype(np.float32) for frame in film.frames]
-    energy = np.zeros(_FLOW_SIZE[::-1], np.float32)
-    for old, new in pairwise(pictures):
-        change = np.abs(new - old)
-        energy += np.maximum(change - 3 * np.median(change) - 4, 0)
-    if energy.sum() <= 0:
-        return film
-    (x0, x1), (y0, y1) = (_middle(energy.sum(axis)) for axis in (0, 1))
-    height, width = film.frames[0].shape[:2]
-    rows = slice(int(y0 * height), max(int(y1 * height), int(y0 * height) + 1))
-    columns = slice(int(x0 * width), max(int(x1 * width), int(x0 * width) + 1))
-    return Film([np.ascontiguousarray(frame[rows, columns]) for frame in film.frames])
-
-
-def _middle(energy: NDArray[np.float32]) -> tuple[float, float]:
-    """Where 5 % and 95 % of the energy along a side are reached, in 0..1, widened by a tenth and to a half."""
-    share = np.cumsum(energy) / energy.sum()
-    low, high = (float(np.searchsorted(share, part)) / len(share) for part in (0.05, 0.95))
-    centre, half = (low + high) / 2, max((high - low) / 2 + 0.1, 0.25)
-    centre = float(np.clip(centre, half, 1 - half)) if half < 0.5 else 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
 #: Per pair of pictures: quantiles of the speed, its shape; per pair of pairs: quantiles of the change.
 _SPEED, _SHAPE = len(_QUANTILES), 5
 MOTION_FIGURES = 3 * (2 * _SPEED + _SHAPE)

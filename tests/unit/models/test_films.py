@@ -11,7 +11,7 @@ import pytest
 from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core.records import U8
 from edge_agent.errors import ConfigError
-from models.data.films import MOTION_FIGURES, Film, motion, read_film, windows, zoomed
+from models.data.films import MOTION_FIGURES, Film, motion, read_film, windows
 from models.data.lens import Lens, lens, seen
 
 SPEC = VisionSpec(width=64, height=48)
@@ -42,15 +42,6 @@ def test_motion_tells_a_moving_film_from_a_still_one() -> None:
     assert quiet.shape == lively.shape == (MOTION_FIGURES,)
     assert np.isfinite(motion(Film(film(1).frames))).all()
     assert lively[4] > quiet[4] + 1.0  # logarithm of the fastest half percent, mean over time
-
-
-def test_a_zoomed_film_shows_what_moves() -> None:
-    wide = film()
-    near = zoomed(wide)
-    assert near.frames[0].shape[0] < wide.frames[0].shape[0]
-    assert near.frames[3].mean() > wide.frames[3].mean()  # more of it is the bright box
-    still = film(speed=0.0)
-    assert zoomed(still).frames[0].shape == still.frames[0].shape
 
 
 def test_a_written_film_is_read_small_with_its_times(tmp_path: Path) -> None:
