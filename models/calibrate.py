@@ -13,25 +13,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_agent.config import Channel, SceneConfig
-from edge_agent.contract.event import MODALITIES, Event
+from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import Thresholds
-from edge_agent.core.pipeline import Pipeline
-from edge_agent.core.records import CLOCK, F32, Engine, Model, Sample, Scores
-from edge_agent.simulate import CHANNELS, Site, demo, quiet
+from edge_agent.core.records import Engine, Model
+from edge_agent.simulate import Site, demo, quiet
 from models import bundle
 from models.config import CLASSES, Preset
 from models.data.compose import Composer, Windows
 from models.data.site import QUIET_SEEDS
+from models.fieldtest import sustained
 from models.fusion import FusionHead
 from models.progress import tracked
+from models.sessions import BELONGS_S, play, simulated
 from models.train import fusion_batch
 
 _ON_STEPS, _OFF_STEPS = 2, 4
@@ -49,32 +48,6 @@ _WINDOWS = 4000
 _SCALES = (0.05, 20.0)
 _BINS = 15
 _DEMO_SEEDS = (4000, 4001)
-_MS = 1_000_000
-#: Frames that a step needs: just before its end, and before its two looks back.
-_FRAMES_MS = (310, 110, 10)
-_LATE_MS = 600
-
-
-@dataclass
-class Played:
-    """What the pipeline said of a site: logit of every step with the time of its end, and the events."""
-
-    preset: Preset
-    times_s: list[float] = field(default_factory=list)
-    logits: list[float] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-
-    def sustained(self) -> F32:
-        """The level that `_ON_STEPS` consecutive steps hold, by the last of them."""
-        values = np.asarray(self.logits, np.float32)
-        return np.asarray(np.min([values[i : len(values) - _ON_STEPS + 1 + i] for i in range(_ON_STEPS)], axis=0))
-
-    def alerts(self) -> list[Event]:
-        return [event for event in self.events if event.phase == "new"]
-
-    def hear(self, scores: Scores) -> None:
-        self.times_s.append((scores.step + 1) * self.preset.step_ms / 1000)
-        self.logits.append(scores.logit)
 
 
 def scale(logit: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -173,10 +146,11 @@ def choose(
     """Thresholds above everything that quiet sites sustain, and what of demo episodes they then catch."""
     open_wide = _model(engine, preset, bundle.UNCHOSEN)
     calm = [
-        play(open_wide, _site(seed, preset, calm=True), preset, preset.quiet_s)
+        play(open_wide, simulated(_site(seed, preset, calm=True), preset.quiet_s))
         for seed in tracked("quiet sites", QUIET_SEEDS[: preset.quiet_sites])
     ]
-    highest = max(float(played.sustained().max()) for played in calm)
+    held = [sustained(played.logits, _ON_STEPS) for played in calm]
+    highest = max(float(levels.max()) for levels in held)
     on = float(np.clip(highest + _MARGIN, _LOWEST, _HIGHEST))
     thresholds = Thresholds(
         on=_probability(on),
@@ -190,41 +164,10 @@ def choose(
         "off": thresholds.off,
         "quiet_highest": _probability(highest),
         "quiet_s": preset.quiet_s * preset.quiet_sites,
-        "quiet_alerts": int(sum((played.sustained() >= on).any() for played in calm)),
+        "quiet_alerts": int(sum((levels >= on).any() for levels in held)),
         **_caught(_model(engine, preset, thresholds), preset),
     }
     return thresholds, found
-
-
-def play(model: Model, place: Site, preset: Preset, seconds: float) -> Played:
-    """The first `seconds` of a site through the pipeline."""
-    channels = tuple(Channel(source="air", channel=name, quantity=name) for name in CHANNELS)  # type: ignore[arg-type]
-    scene = SceneConfig(name="site", camera="camera", microphone="camera", sensors=channels)
-    played = Played(preset)
-    pipeline = Pipeline([scene], model, on_scores=played.hear)
-    for index in range(int(seconds * 1000) // preset.step_ms):
-        for sample in _samples(place, preset, index):
-            played.events += pipeline.push(sample)
-    played.events += pipeline.flush()
-    return played
-
-
-def _samples(place: Site, preset: Preset, index: int) -> list[Sample]:
-    """Everything that the sources of a site deliver in its `index`-th step, and the tick that closes it."""
-    begin_ms, end_ms = index * preset.step_ms, (index + 1) * preset.step_ms
-    found = [
-        Sample("camera", "frame", 3 * index + i, (end_ms - back) * _MS, place.frame((end_ms - back) / 1000))
-        for i, back in enumerate(_FRAMES_MS)
-    ]
-    count = place.rate_hz * preset.step_ms // 1000
-    found.append(Sample("camera", "audio", index, begin_ms * _MS, place.sound(index * count, count), place.rate_hz))
-    if begin_ms % 1000 == 0:
-        found += [
-            Sample("air", "reading", index * len(CHANNELS) + i, begin_ms * _MS, reading)
-            for i, reading in enumerate(place.readings(begin_ms / 1000))
-        ]
-    found.append(Sample(CLOCK, "tick", index, (end_ms + _LATE_MS) * _MS))
-    return found
 
 
 def _caught(model: Model, preset: Preset) -> dict[str, Any]:
@@ -235,10 +178,11 @@ def _caught(model: Model, preset: Preset) -> dict[str, Any]:
     seconds = min(float(preset.quiet_s), 420.0)
     for seed in tracked("demo sites", _DEMO_SEEDS[: max(preset.quiet_sites - 1, 1)]):
         place = _site(seed, preset, calm=False, seconds=seconds)
-        alerts = play(model, place, preset, seconds).alerts()
-        times = {id(alert): (alert.onset_step + 1) * preset.step_ms / 1000 for alert in alerts}
+        played = play(model, simulated(place, seconds))
+        times = {id(alert): played.alert_s(alert) for alert in played.alerts}
         for episode in place.episodes:
-            hits = [a for a in alerts if episode.start_s <= times.get(id(a), -1.0) <= episode.end_s + 4.0]
+            latest_s = episode.end_s + BELONGS_S
+            hits = [a for a in played.alerts if episode.start_s <= times.get(id(a), -1.0) <= latest_s]
             seen[episode.label].append(bool(hits))
             names[episode.label] += [alert.label for alert in hits]
             for alert in hits:

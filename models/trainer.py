@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import math
+import pickle  # for the name of its error: nothing is unpickled but by torch's `weights_only`
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -229,7 +230,7 @@ def _finished(path: Path, module: nn.Module, schedule: Schedule, mark: str) -> b
     try:
         found = torch.load(path, weights_only=True)
         ours = found[_OURS]
-    except Exception as error:
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{path} cannot be read as a checkpoint ({error}): remove it to train anew") from error
     if ours["mark"] != mark:
         raise ConfigError(
