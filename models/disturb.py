@@ -6,7 +6,6 @@ through the same pipeline as a clean one.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -46,7 +45,8 @@ def disturbed(
     noisy          grain on the pictures, hiss 6 dB below the sound, jitter on the readings
     frozen         the first picture, the first piece of sound, the first value of each channel, again and again
     contradicting  its samples carry the data of `other`, a stream of another place with the same timing: what is
-                   heard does not belong to what is seen. ValueError if `other` is too short
+                   heard does not belong to what is seen. A reading that `other` lacks at that time is left out;
+                   ValueError if its pictures or its sound end before those of the stream
     """
     kind = KINDS[modality]
     change = _CHANGES[how](kind, rng, iter(other))
@@ -88,17 +88,32 @@ def _frozen(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
 
 
 def _contradicting(kind: Kind, rng: Rng, other: Iterator[Sample]) -> _Change:
-    foreign = (sample.data for sample in other if sample.kind == kind)
-    waiting: dict[str, deque[Any]] = defaultdict(deque)  # readings of the channels that were not asked for yet
+    foreign = (sample for sample in other if sample.kind == kind)
+    return _foreign_readings(foreign) if kind == "reading" else _foreign_data(kind, foreign)
+
+
+def _foreign_data(kind: Kind, foreign: Iterator[Sample]) -> _Change:
+    def swap(sample: Sample) -> Any:
+        found = next(foreign, None)
+        if found is None:
+            raise ValueError(f"the contradicting stream has fewer samples of kind {kind!r} than the stream")
+        return found.data
+
+    return swap
+
+
+def _foreign_readings(foreign: Iterator[Sample]) -> _Change:
+    """By channel and time, not by count: a sensor that has dropped out there is missing here."""
+    now: dict[str, Sample] = {}  # the newest of each channel that is no newer than the reading asked for
+    ahead = next(foreign, None)
 
     def swap(sample: Sample) -> Any:
-        channel = sample.data.channel if kind == "reading" else ""
-        while not waiting[channel]:
-            found = next(foreign, None)
-            if found is None:
-                raise ValueError(f"the contradicting stream has fewer samples of kind {kind!r} than the stream")
-            waiting[found.channel if kind == "reading" else ""].append(found)
-        return waiting[channel].popleft()
+        nonlocal ahead
+        while ahead is not None and ahead.captured_ns <= sample.captured_ns:
+            now[ahead.data.channel] = ahead
+            ahead = next(foreign, None)
+        found = now.get(sample.data.channel)
+        return found.data if found is not None and found.captured_ns == sample.captured_ns else None
 
     return swap
 

@@ -69,3 +69,11 @@ def test_the_same_seed_gives_the_same_noise() -> None:
     one, two, three = (run("audio", "noisy", seed) for seed in (3, 3, 4))
     assert all(same(a, b) for a, b in zip(one, two, strict=True))
     assert not all(same(a, b) for a, b in zip(one, three, strict=True))
+
+
+def test_a_sensor_that_has_dropped_out_there_is_missing_here() -> None:
+    other = [s for s in stream(2) if not (s.kind == "reading" and s.data.channel == "c1" and s.captured_ns >= 3)]
+    after = list(disturbed(stream(1), "sensors", "contradicting", np.random.default_rng(0), other))
+    readings = [s for s in after if s.kind == "reading"]
+    wanted = [s for s in other if s.kind == "reading"]
+    assert [(s.captured_ns, s.data) for s in readings] == [(s.captured_ns, s.data) for s in wanted]
