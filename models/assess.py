@@ -66,8 +66,8 @@ class Assessment:
                 "Conditions",
                 f"The same {len(clean.tests)} sessions and {clean.quiet_h:.2f} h of quiet footage, one modality "
                 "disturbed at a time. Recall is that of the alerts sent at the bundle's own threshold; at budget: at "
-                f"a threshold that clean quiet footage reaches {BUDGET_PER_H:g} time(s) an hour. Composed and "
-                "simulated, as named: not recorded at one place.",
+                f"a threshold that clean quiet footage reaches {BUDGET_PER_H:g} time(s) an hour. Simulated "
+                "sites, not recorded ones.",
                 report.table(conditions, "condition"),
                 report.plots((report.bars(conditions, "ap", "average precision"), "Step-wise AP by condition")),
             ),
@@ -132,7 +132,7 @@ def assess(wanted: Wanted, preset: Preset) -> Assessment:
         "name": model.manifest.name,
         "engine": engines[0],
         "seed": seed,
-        "sessions": {kind: sum(t.kind == kind for t in tests) for kind in ("composed", "simulated")},
+        "sessions": len(tests),
         "quiet_h": clean.quiet_h,
         "conditions": {result.name: fieldtest.figures(result, clean, on_steps) for result in results},
         "by_type": fieldtest.by_type(results),

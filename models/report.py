@@ -31,7 +31,7 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem}
 body{color:var(--fg);background:var(--bg)}
 h1{font-size:1.5rem;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem;border-bottom:1px solid var(--line)}
-p{color:var(--soft);margin:.3rem 0 .8rem}.wide{overflow-x:auto}
+p{color:var(--soft);margin:.3rem 0 .8rem}.wide{overflow-x:auto;margin:.5rem 0}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}
@@ -184,7 +184,7 @@ def bars(rows: Mapping[str, Mapping[str, float | None]], column: str, label: str
     values = [row.get(column) or 0.0 for row in rows.values()]
     axes.bar(range(len(values)), values, color=[_BLUE, *[_ORANGE] * (len(values) - 1)], width=0.7)
     axes.axhline(values[0], color=_BLUE, lw=0.8, ls=":")
-    axes.set_xticks(range(len(values)), [name.replace(" ", "\n") for name in rows], fontsize=7)
+    axes.set_xticks(range(len(values)), list(rows), fontsize=7, rotation=30, ha="right")
     axes.set_ylabel(label)
     return drawn
 
