@@ -10,7 +10,7 @@ from __future__ import annotations
 from benchmarks import site
 from benchmarks.result import Findings
 from edge_agent.app import SHIPPED
-from models import compression_report
+from models.evaluation import weight
 
 _WORDS = {
     "openvino int8": "openvino_int8",
@@ -23,7 +23,7 @@ _WORDS = {
 
 def measure(options: site.Options, findings: Findings) -> None:
     for _ in range(options.repeat):
-        found = compression_report.report(SHIPPED)
+        found = weight.report(SHIPPED)
         for engine, key in _WORDS.items():
             for word, value in found["step_ms"][engine].items():
                 findings.add(f"step_{key}_{word}", value, "ms", f"whole step, {engine}, {word}")

@@ -14,11 +14,12 @@ import torch
 
 from edge_agent.engine import installed, load, open_bundle
 from edge_agent.errors import BundleError, ConfigError
-from models import ablate, benchmark, longrun, recipe, verdicts
+from models import ablate, benchmark, recipe, verdicts
 from models.benchmark.record import Roots
 from models.config import PRESETS, Logger, Run, preset
 from models.data import balance, leaks, mixture, registry
 from models.data.own import read_site
+from models.evaluation import longrun
 from models.runtime import known_engines
 
 #: The bundle that comes with the agent.
@@ -168,14 +169,14 @@ def _ablate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compress(options: argparse.Namespace) -> dict[str, Any]:
-    from models import compression_report
+    from models.evaluation import weight
 
-    found = compression_report.report(options.bundle)
-    print(compression_report.text(found))
+    found = weight.report(options.bundle)
+    print(weight.text(found))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.html is not None:
-        options.html.write_text(compression_report.page(found), encoding="utf-8")
+        options.html.write_text(weight.page(found), encoding="utf-8")
     return {}
 
 
@@ -191,7 +192,7 @@ def _longrun(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from models import assess  # draws plots: nothing that the other commands should wait for
+    from models.evaluation import assess  # draws plots: nothing that the other commands should wait for
 
     name = open_bundle(options.bundle).manifest.name
     wanted = assess.Wanted(

@@ -30,14 +30,14 @@ from models.config import Fusion, Preset, Schedule
 from models.data.compose import Windows
 from models.data.corpus import read_corpus
 from models.data.records import SPLITS
-from models.fusion import FusionHead
 from models.metrics import average_precision
-from models.network import fusion_head
-from models.pretrain import pretrain
+from models.network.fusion import FusionHead
+from models.network.graphs import fusion_head
 from models.progress import Progress
-from models.regimes import endless, rows, train_one_class, train_semi, train_weak
-from models.terms import Batch, Learner
-from models.train import deterministic, fit
+from models.training.pretrain import pretrain
+from models.training.regimes import endless, rows, train_one_class, train_semi, train_weak
+from models.training.terms import Batch, Learner
+from models.training.train import deterministic, fit
 
 EMBEDDINGS = "embeddings.npz"
 SEEDS = (0, 1, 2)

@@ -27,11 +27,11 @@ from models import bundle
 from models.config import CLASSES, Preset
 from models.data.compose import Composer, Windows
 from models.data.site import QUIET_SEEDS
-from models.fieldtest import sustained
-from models.fusion import FusionHead
+from models.evaluation.fieldtest import sustained
+from models.evaluation.sessions import BELONGS_S, play, simulated
+from models.network.fusion import FusionHead
 from models.progress import tracked
-from models.sessions import BELONGS_S, play, simulated
-from models.train import fusion_batch
+from models.training.train import fusion_batch
 
 _ON_STEPS, _OFF_STEPS = 2, 4
 #: Logit units between the loudest quiet moment and the threshold, and between on and off.

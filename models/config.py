@@ -32,7 +32,7 @@ class Schedule:
 class Fusion:
     """How the head fuses; what each choice is worth stands in docs/explanation/ablations.md."""
 
-    block: str = "hybrid"  #: one of `models.fusion.BLOCKS`
+    block: str = "hybrid"  #: one of `models.network.fusion.BLOCKS`
     #: each modality's own score in the fused one: gated and added to the block's, left out, alone, or as a plain mean
     evidence: Literal["gated", "none", "alone", "mean"] = "gated"
     #: modalities keep spaces of their own, or share one by a common layer
@@ -40,7 +40,7 @@ class Fusion:
     learned_tokens: bool = True  #: in the place of what is missing; else zeros
     width: int = 32
     rank: int = 8
-    #: objectives beside the supervised one, each with its weight: names of `models.train.TERMS`
+    #: objectives beside the supervised one, each with its weight: names of `models.training.train.TERMS`
     terms: tuple[tuple[str, float], ...] = ()
 
 

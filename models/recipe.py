@@ -16,8 +16,11 @@ from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.contract.manifest import GRAPHS
 from edge_agent.core.records import F32, Engine
 from edge_agent.engine import compile_graphs, load, selftest
-from models import bundle, calibrate, card, evaluate
-from models.compress import Judge, shrink
+from models import bundle, calibrate, card
+from models.compression.export import export
+from models.compression.quantise import QUANTISED
+from models.compression.shrink import Judge, shrink
+from models.compression.tables import lighten_file
 from models.config import SOUNDS, Preset
 from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
@@ -30,15 +33,13 @@ from models.data.records import SPLITS, Recording, Split
 from models.data.staging import Stage, Wrong
 from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
-from models.export import export
-from models.hearing import Told, train_audio
-from models.network import Network, build
+from models.evaluation import evaluate
+from models.network.graphs import Network, build
 from models.progress import tracked
-from models.quantise import QUANTISED
 from models.runtime import INPUT
-from models.seeing import train_vision
-from models.tables import lighten_file
-from models.train import deterministic, train_fusion, train_sensors
+from models.training.hearing import Told, train_audio
+from models.training.seeing import train_vision
+from models.training.train import deterministic, train_fusion, train_sensors
 
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}

@@ -22,10 +22,10 @@ from edge_agent.core.records import Arrays, Engine
 from edge_agent.engine import Bundle, compile_graphs, installed, open_bundle, ports
 from edge_agent.errors import ConfigError
 from models import bundle
+from models.compression.export import export, fold
+from models.compression.quantise import quantise
 from models.config import Preset
-from models.export import export, fold
-from models.network import OUTPUTS
-from models.quantise import quantise
+from models.network.graphs import OUTPUTS
 
 #: Name of the one input of each encoder's graph.
 INPUT: dict[Modality, str] = {"vision": "frames", "audio": "pcm", "sensors": "readings"}
@@ -82,7 +82,7 @@ def make(
 
     calibration: inputs of the training split without the batch axis (uint8 frames, int16 pcm …); a graph without any
     stays float32, also where "int8" is asked for. outputs: by graph, all names that the module returns, if it returns
-    more than `models.network.OUTPUTS`. BundleError if the export computes something else than torch.
+    more than `models.network.graphs.OUTPUTS`. BundleError if the export computes something else than torch.
     """
     named = {graph: tuple((outputs or {}).get(graph, OUTPUTS[graph])) for graph in modules}
     plain: dict[str, bytes] = {}

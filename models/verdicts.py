@@ -35,16 +35,16 @@ from edge_agent.core.records import F32, Engine, Model
 from edge_agent.engine import compile_graphs, load, open_bundle, selftest
 from edge_agent.errors import BundleError, ConfigError
 from models import bundle
+from models.compression.export import export
+from models.compression.tables import lighten_file
 from models.config import CLASSES, Preset, preset
 from models.data.compose import Windows
 from models.data.evidence import embed
-from models.export import export
-from models.fusion import FusionHead
 from models.metrics import average_precision
-from models.network import fusion_head
+from models.network.fusion import FusionHead
+from models.network.graphs import fusion_head
 from models.progress import Progress
-from models.tables import lighten_file
-from models.train import deterministic, fusion_batch, fusion_loss
+from models.training.train import deterministic, fusion_batch, fusion_loss
 
 #: Fewer usable events than this teach nothing.
 FEWEST = 1

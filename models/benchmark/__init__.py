@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from edge_agent.errors import ConfigError
 from models.benchmark.record import Block, Roots, Task
-from models.train import deterministic
+from models.training.train import deterministic
 
 _MODULES = {
     "ped2": "pedestrians",

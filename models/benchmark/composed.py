@@ -34,6 +34,7 @@ from edge_agent.engine import Bundle, compile_graphs, installed, open_bundle
 from edge_agent.errors import ConfigError
 from models.benchmark.listeners import side_by_side
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant
+from models.compression.export import export
 from models.config import Preset, Schedule, preset
 from models.data import registry, sets
 from models.data.compose import Composer, Trio
@@ -41,13 +42,12 @@ from models.data.episodes import Episode, Renderer, stage_of
 from models.data.mixture import MIXTURE, Shelf, plan
 from models.data.records import Recording
 from models.data.tracks import TrackMaker
-from models.export import export
-from models.linear import logistic
 from models.metrics import average_precision
-from models.network import fusion_head
+from models.network.graphs import fusion_head
 from models.progress import tracked
 from models.runtime import INPUT, INT8
-from models.train import train_fusion
+from models.training.linear import logistic
+from models.training.train import train_fusion
 
 SETS_READ = (
     "sesa",

@@ -25,18 +25,18 @@ from edge_agent.core import prepare
 from edge_agent.core.memory import Memory
 from edge_agent.core.records import F32, I16, U8, Engine
 from edge_agent.engine import open_bundle
-from models.backbone import START, Changes, Trunk, imagenet
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant
 from models.benchmark.splits import Row, folds, parts
 from models.config import preset
 from models.data.films import Film, motion, read_film, windows
 from models.data.lens import lens, seen
 from models.data.media import decode_sound, has_sound
-from models.frontend import MELS, AudioFront
-from models.linear import Linear, logistic
 from models.metrics import auc, gain_interval, interval
+from models.network.backbone import START, Changes, Trunk, imagenet
+from models.network.frontend import MELS, AudioFront
 from models.progress import tracked
 from models.runtime import Made, make, shipped_variants, through, variants
+from models.training.linear import Linear, logistic
 
 SET = "fight_surv"
 #: Floors of the set: a linear model on statistics of the flow, and with statistics of the sound beside them.

@@ -20,17 +20,17 @@ from edge_agent.core import prepare
 from edge_agent.core.memory import Memory
 from edge_agent.core.records import F32, U8, Engine
 from edge_agent.engine import open_bundle
-from models.backbone import START, Colours, Trunk, imagenet
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
 from models.benchmark.splits import Row, parts
+from models.compression.export import fold
 from models.config import Preset, preset
 from models.data.lens import lens, seen
 from models.data.media import Pictures
-from models.export import fold
-from models.linear import logistic
 from models.metrics import auc, average_precision
+from models.network.backbone import START, Colours, Trunk, imagenet
 from models.progress import tracked
 from models.runtime import Made, make, shipped_variants, through, variants
+from models.training.linear import logistic
 
 SET = "fire_images"
 #: Floor of the set: a forest on histograms of colour.

@@ -18,10 +18,10 @@ from edge_agent.core.records import F32, I16, Engine
 from edge_agent.engine import open_bundle
 from models.config import Schedule, preset
 from models.data.listening import Heard, listen, pooled, windows_of
-from models.hearing import Course, Listener, teach
-from models.network import build
+from models.network.graphs import build
 from models.runtime import Made, make, through
-from models.train import deterministic
+from models.training.hearing import Course, Listener, teach
+from models.training.train import deterministic
 
 PRESET = preset("first")
 SPEC = PRESET.audio_spec

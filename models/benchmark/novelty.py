@@ -29,10 +29,10 @@ from edge_agent.config import QUANTITIES
 from edge_agent.core.records import F32, Engine
 from models.config import Preset, Schedule
 from models.data.media import Log
-from models.frontend import SENSOR_SCALE
-from models.network import SensorGraph
+from models.network.frontend import SENSOR_SCALE
+from models.network.graphs import SensorGraph
 from models.runtime import through
-from models.train import fit
+from models.training.train import fit
 
 Rng = np.random.Generator
 F64 = NDArray[np.float64]

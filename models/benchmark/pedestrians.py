@@ -20,16 +20,16 @@ from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core import prepare
 from edge_agent.core.records import F32, U8, Engine
 from edge_agent.errors import ConfigError
-from models import oneclass
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
 from models.config import Preset, Schedule, preset
 from models.data.cutouts import BACK, Cutouts
 from models.data.media import Pictures, rows
 from models.data.records import folder
 from models.metrics import frame_auc_macro, frame_auc_micro
-from models.network import build
+from models.network.graphs import build
 from models.progress import tracked
 from models.runtime import Made, make, shipped_variants, through, variants
+from models.training import oneclass
 
 NAME = "ucsd_ped2"
 #: Floor of the set: largest optical flow of a block against the training clips', nothing learnt.

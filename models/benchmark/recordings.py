@@ -29,10 +29,10 @@ from models.benchmark.splits import DEV, TRAIN, folds
 from models.data import public
 from models.data.listening import Heard, windows_of
 from models.data.records import NORMAL, Recording
-from models.frontend import log_mel
-from models.hearing import Course, Lesson
 from models.metrics import accuracy, auc
+from models.network.frontend import log_mel
 from models.runtime import shipped_variants, through, variants
+from models.training.hearing import Course, Lesson
 
 _FOLDER = "audio_folder"
 _NORMAL = (NORMAL, "ok", "good", "casual", "0")

@@ -28,9 +28,9 @@ from models.benchmark.tables import Table, read, tables
 from models.config import Preset, Schedule, preset
 from models.data.media import Log
 from models.metrics import accuracy, auc
-from models.network import SensorGraph
+from models.network.graphs import SensorGraph
 from models.runtime import make, shipped_variants, through
-from models.train import fit
+from models.training.train import fit
 
 Rng = np.random.Generator
 #: Column of a log, in lower case, by quantity. The ratio of water to air follows from temperature and humidity.

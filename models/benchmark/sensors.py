@@ -26,7 +26,7 @@ from models.benchmark.tables import Table, Tables, labelled, read, tables
 from models.config import preset
 from models.data.media import Log
 from models.metrics import auc, average_precision, f1_far
-from models.network import SensorGraph
+from models.network.graphs import SensorGraph
 from models.runtime import Made, TorchEngine, make, shipped_variants
 
 #: 32 rows: with the device's 64, the minute after a fault still is the fault (F1 on SKAB's valve1 0.83, not 0.87).

@@ -1,6 +1,6 @@
 """Sounds: threats in SESA, everyday sounds in ESC-10, any folder of recordings (`recordings.py`).
 
-One audio graph per set, trained by `models.hearing` as the shipped one is. A clip's answer is that of its windows,
+One audio graph per set, trained by `training.hearing` as the shipped one is. A clip's answer is that of its windows,
 the loud ones counting most.
 """
 
@@ -38,10 +38,10 @@ from models.benchmark.splits import DEV, TRAIN, Parts, Row, parts
 from models.config import CLASSES, SOUNDS
 from models.data.listening import pooled, windows_of
 from models.data.media import decode_sound, rows
-from models.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
-from models.linear import Linear, logistic
 from models.metrics import accuracy, alarm_share_at_recall, auc
 from models.runtime import shipped_variants, through, variants
+from models.training.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
+from models.training.linear import Linear, logistic
 
 _SESA_TABLE, _ESC_TABLE = "sesa/meta.csv", "esc10/meta.csv"
 _CASUAL = "casual"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.core.records import F32
-from models import augment
 from models.config import CLASSES
+from models.data import augment
 from models.data.mixture import MIXTURE, SHOWN
 
 Rng = np.random.Generator

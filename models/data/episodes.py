@@ -17,9 +17,9 @@ from edge_agent.core.align import Aligner
 from edge_agent.core.records import CLOCK, F32, I16, U8, Prepared, Reading, Sample
 from edge_agent.core.scene import unknown
 from edge_agent.simulate import tones
-from models import augment
 from models.bundle import UNCHOSEN, manifest, now
 from models.config import Preset
+from models.data import augment
 from models.data.lens import Lens, seen
 from models.data.media import RATE_HZ, Log
 from models.data.mixture import MADE, Entry, Part, Shelf

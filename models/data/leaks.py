@@ -18,7 +18,7 @@ from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core.records import F32, I16
 from edge_agent.errors import ConfigError
 from models.data.records import Recording
-from models.frontend import mel_bank
+from models.network.frontend import mel_bank
 from models.progress import tracked
 
 #: Cosine of two fingerprints, at the best shift in time, from which two sounds are one.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edge_agent.contract.manifest import AudioSpec
 from edge_agent.core.records import F32, I16
-from models.frontend import HOP, WINDOW, MelPower
+from models.network.frontend import HOP, WINDOW, MelPower
 
 Rng = np.random.Generator
 #: Power of the energy that a window's vote weighs; a plain mean loses 10 points of accuracy at 10 dB of noise.

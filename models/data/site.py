@@ -15,7 +15,7 @@ from models.config import CLASSES, SOUNDS, Preset
 from models.data.media import Sound
 from models.data.records import Recording, Split
 from models.data.staging import Picture, Wrong, cells_of
-from models.frontend import SENSOR_SCALE
+from models.network.frontend import SENSOR_SCALE
 
 #: Seeds of the sites that train, that measure, and that thresholds are chosen on: none is in two of them.
 SEEDS: dict[Split, range] = {"train": range(1000, 1020), "dev": range(2000, 2010)}

@@ -16,11 +16,11 @@ from edge_agent.engine.onnxruntime import OnnxRuntime  # noqa: E402
 from edge_agent.engine.openvino import OpenVino  # noqa: E402
 from edge_agent.simulate import Site, demo  # noqa: E402
 from models import bundle  # noqa: E402
+from models.compression.export import export  # noqa: E402
+from models.compression.quantise import QUANTISED, quantise  # noqa: E402
 from models.config import preset  # noqa: E402
 from models.data import site  # noqa: E402
-from models.export import export  # noqa: E402
-from models.network import OUTPUTS, build  # noqa: E402
-from models.quantise import QUANTISED, quantise  # noqa: E402
+from models.network.graphs import OUTPUTS, build  # noqa: E402
 
 SHAPE = preset("tiny")
 SHIPPED = Path(__file__).resolve().parents[2] / "edge_agent" / "bundle"

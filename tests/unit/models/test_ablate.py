@@ -15,11 +15,11 @@ pytest.importorskip("lightning", reason="pip install lightning")
 from edge_agent.errors import ConfigError  # noqa: E402
 from models import ablate, bundle  # noqa: E402
 from models.config import Fusion, Schedule, preset  # noqa: E402
-from models.network import fusion_head  # noqa: E402
-from models.pretrain import pretrain  # noqa: E402
-from models.regimes import endless, rows, train_one_class, train_semi, train_weak  # noqa: E402
-from models.terms import Batch  # noqa: E402
-from models.train import deterministic  # noqa: E402
+from models.network.graphs import fusion_head  # noqa: E402
+from models.training.pretrain import pretrain  # noqa: E402
+from models.training.regimes import endless, rows, train_one_class, train_semi, train_weak  # noqa: E402
+from models.training.terms import Batch  # noqa: E402
+from models.training.train import deterministic  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
 SHAPE = replace(preset("tiny"), fusion=Schedule(steps=8, batch=32, rate=2e-3))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.assess import Scale, Wanted, assess
 from models.config import preset
-from models.disturb import Disturbance
+from models.evaluation.assess import Scale, Wanted, assess
+from models.evaluation.disturb import Disturbance
 from tests.parts.bundle import tiny_bundle
 
 

@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
-from models import augment
-from models.data import traces
+from models.data import augment, traces
 
 RATE_HZ = 16_000
 

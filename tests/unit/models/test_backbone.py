@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from edge_agent.errors import ConfigError
-from models import backbone
-from models.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet
+from models.network import backbone
+from models.network.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet
 
 
 @pytest.mark.parametrize(("blocks", "width", "shrink"), [(5, 40, 8), (8, 80, 16), (11, 112, 16), (15, 192, 32)])

@@ -20,7 +20,7 @@ from models import benchmark, runtime
 from models.benchmark import splits
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
 from models.config import preset
-from models.network import SensorGraph, build
+from models.network.graphs import SensorGraph, build
 
 TINY = preset("tiny")
 

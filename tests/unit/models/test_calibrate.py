@@ -11,7 +11,7 @@ from edge_agent.contract.event import MODALITIES
 from models import calibrate
 from models.config import CLASSES, preset
 from models.data.compose import Windows
-from models.network import fusion_head
+from models.network.graphs import fusion_head
 
 PRESET = preset("tiny")
 

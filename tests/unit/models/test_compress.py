@@ -16,16 +16,17 @@ from onnx import numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edge_agent.errors import BundleError  # noqa: E402
-from models import compression_report, qat  # noqa: E402
-from models.compress import shrink  # noqa: E402
+from models.compression import qat  # noqa: E402
+from models.compression.export import export, fold  # noqa: E402
+from models.compression.footprint import footprint, latencies  # noqa: E402
+from models.compression.prune import low_rank, parameters, prune  # noqa: E402
+from models.compression.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
+from models.compression.shrink import shrink  # noqa: E402
+from models.compression.tables import lighten  # noqa: E402
 from models.config import Compression, Schedule, preset  # noqa: E402
-from models.encoders import VisionEncoder  # noqa: E402
-from models.export import export, fold  # noqa: E402
-from models.footprint import footprint, latencies  # noqa: E402
-from models.network import AudioGraph  # noqa: E402
-from models.prune import low_rank, parameters, prune  # noqa: E402
-from models.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
-from models.tables import lighten  # noqa: E402
+from models.evaluation import weight  # noqa: E402
+from models.network.encoders import VisionEncoder  # noqa: E402
+from models.network.graphs import AudioGraph  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
 SHORT = Schedule(steps=2, batch=4, rate=1e-4)
@@ -194,16 +195,16 @@ def test_a_footprint_counts_by_hand():
 
 
 def test_the_report_of_the_shipped_bundle_is_whole(monkeypatch):
-    monkeypatch.setattr(compression_report, "latencies", lambda ways: latencies(ways, rounds=1, calls=1))
-    monkeypatch.setattr(compression_report.tensorrt, "installed", lambda: ())
-    found = compression_report.report(SHIPPED)
+    monkeypatch.setattr(weight, "latencies", lambda ways: latencies(ways, rounds=1, calls=1))
+    monkeypatch.setattr(weight.tensorrt, "installed", lambda: ())
+    found = weight.report(SHIPPED)
     json.dumps(found)
     assert found["total"]["parameters"] < 2_500_000
     assert found["total"]["bytes"] == sum(one["bytes"] for one in found["graphs"].values())
     assert {"openvino int8", "openvino f32", "onnxruntime int8", "onnxruntime f32"} < found["step_ms"].keys()
-    page = compression_report.page(found)
+    page = weight.page(found)
     assert f"{found['total']['bytes']:,}" in page
-    assert "whole step" in compression_report.text(found)
+    assert "whole step" in weight.text(found)
 
 
 def test_latencies_are_of_each_way():

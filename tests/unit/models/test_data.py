@@ -9,9 +9,8 @@ pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
-from models import augment
 from models.config import preset
-from models.data import sets, traces
+from models.data import augment, sets, traces
 from models.data.compose import Composer, Kind, Track, Trio
 from models.data.corpus import Corpus, read_corpus
 from models.data.records import Recording

@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.contract.event import Modality
 from edge_agent.core.records import CLOCK, Reading, Sample
-from models.disturb import HOWS, KINDS, How, disturbed
+from models.evaluation.disturb import HOWS, KINDS, How, disturbed
 
 
 def stream(seed: int, count: int = 6) -> list[Sample]:

@@ -14,10 +14,10 @@ from edge_agent.contract.event import Event, Quality, Shares
 from edge_agent.core.records import Scores
 from edge_agent.engine import load
 from edge_agent.simulate import Episode, Site
-from models import fieldtest, report
-from models.disturb import Disturbance
-from models.fieldtest import Result
-from models.sessions import Cause, Played, Session, simulated
+from models.evaluation import fieldtest, report
+from models.evaluation.disturb import Disturbance
+from models.evaluation.fieldtest import Result
+from models.evaluation.sessions import Cause, Played, Session, simulated
 from tests.parts.bundle import tiny_bundle
 
 STEP_MS = 500

@@ -12,10 +12,10 @@ import torch
 
 from edge_agent.contract.manifest import AudioSpec, VisionSpec
 from models.__main__ import SHIPPED
-from models.backbone import Trunk
 from models.benchmark import fights
 from models.benchmark.fights import Features, Heads, Item, SoundGraph, judge
 from models.benchmark.record import Roots
+from models.network.backbone import Trunk
 
 
 def write_film(path: Path, *, jerky: bool, seed: int) -> None:

@@ -12,9 +12,9 @@ import torch
 
 from edge_agent.contract.manifest import VisionSpec
 from models.__main__ import SHIPPED
-from models.backbone import Trunk
 from models.benchmark import flames
 from models.benchmark.record import Roots
+from models.network.backbone import Trunk
 
 
 def make_set(root: Path, count: int, size: tuple[int, int] = (40, 60), seed: int = 0) -> Path:

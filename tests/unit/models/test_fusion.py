@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.errors import ConfigError  # noqa: E402
 from models.bundle import load_weights  # noqa: E402
+from models.compression.export import export  # noqa: E402
 from models.config import Fusion, preset  # noqa: E402
-from models.export import export  # noqa: E402
-from models.fusion import BLOCKS  # noqa: E402
-from models.network import fusion_head  # noqa: E402
+from models.network.fusion import BLOCKS  # noqa: E402
+from models.network.graphs import fusion_head  # noqa: E402
 
 TINY = preset("tiny")
 

@@ -7,12 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
-from models import augment, hearing  # noqa: E402
 from models.config import SOUNDS, Schedule, preset  # noqa: E402
+from models.data import augment  # noqa: E402
 from models.data.listening import frames_of, listen, pooled, windows_of  # noqa: E402
-from models.frontend import MELS, MelPower  # noqa: E402
-from models.hearing import KINDS, OWN, Course, Lesson, Listener, Told  # noqa: E402
-from models.network import build  # noqa: E402
+from models.network.frontend import MELS, MelPower  # noqa: E402
+from models.network.graphs import build  # noqa: E402
+from models.training import hearing  # noqa: E402
+from models.training.hearing import KINDS, OWN, Course, Lesson, Listener, Told  # noqa: E402
 
 TINY = preset("tiny")
 SPEC = TINY.audio_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.linear import logistic
+from models.training.linear import logistic
 
 
 def test_separates_by_the_feature_that_tells() -> None:

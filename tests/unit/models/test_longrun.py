@@ -12,8 +12,8 @@ from edge_agent import engine
 from edge_agent.config import SceneConfig
 from edge_agent.core.infer import Encoded, sigmoid
 from edge_agent.core.records import Scores
-from models import longrun
 from models.config import preset
+from models.evaluation import longrun
 from tests.parts.bundle import tiny_bundle
 from tests.parts.engines import EMBEDDING, manifest
 

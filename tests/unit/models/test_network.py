@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 from edge_agent.config import QUANTITIES  # noqa: E402
 from edge_agent.contract.event import MODALITIES  # noqa: E402
 from edge_agent.contract.manifest import AudioSpec  # noqa: E402
+from models.compression.export import export  # noqa: E402
+from models.compression.quantise import quantise  # noqa: E402
 from models.config import CLASSES, preset  # noqa: E402
-from models.export import export  # noqa: E402
-from models.frontend import SENSOR_SCALE, AudioFront, MelPower, SensorFront, VisionFront  # noqa: E402
-from models.network import OUTPUTS, build, example  # noqa: E402
-from models.quantise import quantise  # noqa: E402
+from models.network.frontend import SENSOR_SCALE, AudioFront, MelPower, SensorFront, VisionFront  # noqa: E402
+from models.network.graphs import OUTPUTS, build, example  # noqa: E402
 
 TINY = preset("tiny")
 

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.errors import ConfigError  # noqa: E402
-from models import objectives  # noqa: E402
 from models.config import preset  # noqa: E402
-from models.network import fusion_head  # noqa: E402
-from models.terms import TERMS, Batch, Learner, thinned  # noqa: E402
+from models.network.graphs import fusion_head  # noqa: E402
+from models.training import objectives  # noqa: E402
+from models.training.terms import TERMS, Batch, Learner, thinned  # noqa: E402
 
 TINY = preset("tiny")
 

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.contract.manifest import VisionSpec  # noqa: E402
 from edge_agent.errors import ConfigError  # noqa: E402
-from models import oneclass  # noqa: E402
 from models.benchmark import pedestrians  # noqa: E402
 from models.data import cutouts  # noqa: E402
 from models.data.cutouts import Cutouts, Size  # noqa: E402
+from models.training import oneclass  # noqa: E402
 
 HEIGHT, WIDTH = 48, 64
 SMALL = Size(area=(20, 400), width=(3, 30), height=(5, 30))

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
 from edge_agent.contract.manifest import VisionSpec  # noqa: E402
-from models import seeing  # noqa: E402
 from models.data.staging import Picture, Stage  # noqa: E402
+from models.training import seeing  # noqa: E402
 
 SPEC = VisionSpec(width=64, height=48)
 

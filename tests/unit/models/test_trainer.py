@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="pip install lightning")
 
 from edge_agent.errors import BundleError, ConfigError  # noqa: E402
 from models.config import ALONE, Run, Schedule  # noqa: E402
-from models.train import fit  # noqa: E402
+from models.training.train import fit  # noqa: E402
 
 SCHEDULE = Schedule(steps=12, batch=8, rate=1e-2)
 
@@ -127,5 +127,5 @@ def test_nobody_pays_for_lightning_who_does_not_train():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             origin = node.module if isinstance(node, ast.ImportFrom) else ""
-            eager = "models.trainer" in (origin, *names) or (origin == "models" and "trainer" in names)
-            assert not eager, f"{path} imports models.trainer when it is imported itself"
+            eager = "models.training.trainer" in (origin, *names) or (origin == "models" and "trainer" in names)
+            assert not eager, f"{path} imports models.training.trainer when it is imported itself"

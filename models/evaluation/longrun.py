@@ -30,9 +30,9 @@ from edge_agent.core.records import Arrays, Engine, Model, Sample, Scores
 from edge_agent.core.scene import Course
 from edge_agent.simulate import Site, quiet
 from models.config import Preset
-from models.disturb import HOWS, Disturbance, disturbed
+from models.evaluation.disturb import HOWS, Disturbance, disturbed
+from models.evaluation.sessions import Session, simulated
 from models.progress import Progress
-from models.sessions import Session, simulated
 
 #: Places that trained nothing and chose nothing.
 _SEEDS = range(7000, 7100)

@@ -16,12 +16,12 @@ import numpy as np
 from edge_agent.contract.event import MODALITIES
 from edge_agent.engine import load
 from edge_agent.simulate import Site, quiet, schedule
-from models import evaluate, fieldtest, report
 from models.config import Preset
-from models.disturb import Disturbance
-from models.fieldtest import BUDGET_PER_H, CONDITIONS, Result
+from models.evaluation import evaluate, fieldtest, report
+from models.evaluation.disturb import Disturbance
+from models.evaluation.fieldtest import BUDGET_PER_H, CONDITIONS, Result
+from models.evaluation.sessions import Played, Session, play, simulated
 from models.metrics import average_precision, frame_auc_micro
-from models.sessions import Played, Session, play, simulated
 
 #: Sites, eventful and quiet, that neither trained nor chose a threshold or a temperature.
 _TEST_SEEDS, _QUIET_SEEDS = range(5000, 5100), range(6000, 6100)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edge_agent.core.records import F32, I16
-from models.frontend import HOP, MELS, SENSOR_SCALE, log_mel
+from models.network.frontend import HOP, MELS, SENSOR_SCALE, log_mel
 
 Rng = np.random.Generator
 #: Seconds between two frames at 16 kHz; frames that an echo is followed for.

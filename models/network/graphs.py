@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from edge_agent.contract.event import MODALITIES
 from models.config import CLASSES, Preset
-from models.encoders import AudioEncoder, SensorEncoder, VisionEncoder
-from models.frontend import AudioFront, SensorFront, VisionFront
-from models.fusion import FusionHead
+from models.network.encoders import AudioEncoder, SensorEncoder, VisionEncoder
+from models.network.frontend import AudioFront, SensorFront, VisionFront
+from models.network.fusion import FusionHead
 
 
 class VisionGraph(nn.Module):

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.frontend import BINS, BLOCK, FOURTH, WINDOW, fourths
+from models.network.frontend import BINS, BLOCK, FOURTH, WINDOW, fourths
 
 #: Smaller constants are left as they are.
 _BYTES = 2_048

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
-from models import objectives
-from models.fusion import Fused, FusionHead
+from models.network.fusion import Fused, FusionHead
+from models.training import objectives
 
 _PAIRS = tuple(combinations(range(len(MODALITIES)), 2))
 

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import qat
+from models.compression import qat
+from models.compression.export import export, fold
+from models.compression.footprint import footprint
+from models.compression.prune import Factored, distil, low_rank, prune
+from models.compression.quantise import Layers, calibrate, embeddings, quantise
 from models.config import Compression, Preset, Run, Schedule
-from models.export import export, fold
-from models.footprint import footprint
-from models.prune import Factored, distil, low_rank, prune
-from models.quantise import Layers, calibrate, embeddings, quantise
 
 #: Every how many windows one is left out of training, and measures instead.
 _HELD_OUT = 5
@@ -69,7 +69,7 @@ class Small:
 def shrink(
     graph: str, module: nn.Module, preset: Preset, windows: Windows, *, seed: int, judge: Judge | None = None
 ) -> Small:
-    """Compress one encoder's graph (`front` and `encoder`, as in `models.network`) the way that the preset says.
+    """Compress one encoder's graph (`front` and `encoder`, as in `network.graphs`) the way that the preset says.
 
     windows: raw inputs of the training split without the batch axis; no labels. BundleError if an export computes
     something else than torch.

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge_agent.errors import BundleError
 from models.config import Preset
-from models.network import OUTPUTS, example
+from models.network.graphs import OUTPUTS, example
 
 OPSET = 17
 _TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.core.pipeline import Pipeline
 from edge_agent.core.records import CLOCK, Model, Sample, Scores
 from edge_agent.simulate import CHANNELS, Site
-from models.disturb import Disturbance, disturbed
+from models.evaluation.disturb import Disturbance, disturbed
 
 _MS = 1_000_000
 #: A frame is taken this long before the moment that it stands for: the nearest one that is not newer.

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32
-from models import augment
 from models.config import ALONE, Preset, Run, Schedule
+from models.data import augment
 from models.data.compose import Composer, Windows
 from models.data.media import Log
 from models.data.traces import PRESENCE, QUIET, WRONG, minute, trace
-from models.fusion import FusionHead
-from models.network import SensorGraph
-from models.terms import Batch, Learner, supervised
+from models.network.fusion import FusionHead
+from models.network.graphs import SensorGraph
+from models.training.terms import Batch, Learner, supervised
 
 
 def deterministic(seed: int) -> None:
@@ -49,7 +49,7 @@ def fit(
     gives a figure of the averaged weights, higher is better, every `run.look_steps`: the best of them are kept.
     """
     # Lightning takes seconds to import: retraining a head from verdicts, and `--help`, do without it.
-    from models import trainer
+    from models.training import trainer
 
     trainer.train(title, module, schedule, batches, loss, run=run, judge=judge)
 

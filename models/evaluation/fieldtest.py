@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.core.records import Model
-from models.disturb import HOWS, Disturbance
+from models.evaluation.disturb import HOWS, Disturbance
+from models.evaluation.sessions import BELONGS_S, Cause, Played, Session, play, spoilt
 from models.metrics import auc, average_precision, frame_auc_macro, frame_auc_micro
 from models.progress import Progress
-from models.sessions import BELONGS_S, Cause, Played, Session, play, spoilt
 
 #: False alarms per camera and hour that the recall is stated for.
 BUDGET_PER_H = 1.0

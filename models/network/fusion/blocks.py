@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
-from models.fusion.towers import MASKED
+from models.network.fusion.towers import MASKED
 
 COUNT = len(MODALITIES)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from edge_agent.errors import BundleError
 from models.config import ALONE, Run, Schedule
-from models.train import fit
+from models.training.train import fit
 
 #: Channels are kept in multiples of this.
 ROUND = 16

@@ -21,8 +21,8 @@ from models.config import Schedule
 from models.data.cutouts import KINDS, UNKNOWN, Cutouts, Kind, Sample
 from models.data.lens import Lens, seen
 from models.data.staging import STRIDE
-from models.network import VisionGraph
-from models.train import fit
+from models.network.graphs import VisionGraph
+from models.training.train import fit
 
 Rng = np.random.Generator
 SCHEDULE = Schedule(steps=1400, batch=16, rate=3e-3, decay=1e-3)

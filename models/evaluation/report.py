@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from models.fieldtest import Result
+from models.evaluation.fieldtest import Result
 
 matplotlib.use("svg")
 matplotlib.rcParams |= {

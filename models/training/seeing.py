@@ -2,7 +2,7 @@
 
 From staged pictures (filmed or made-up backgrounds with and without fire, or something odd) and frames of the
 simulated site. Two things were tried together beside the labels and left out, for they cost fire in photographs (AUC
-0.84 instead of 0.88 on the evaluation set of fire images): cut-outs of sample films as `models.oneclass` makes them,
+0.84 instead of 0.88 on the fire images): cut-outs of sample films as `training.oneclass` makes them,
 and the features of an ImageNet trunk to be told from those of the encoder (FitNets, Romero et al., ICLR 2015).
 """
 
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from edge_agent.core.records import F32, U8
 from models.config import Preset
 from models.data.staging import Picture, Stage, Wrong
-from models.network import VisionGraph
-from models.oneclass import cell_loss
-from models.train import fit
+from models.network.graphs import VisionGraph
+from models.training.oneclass import cell_loss
+from models.training.train import fit
 
 Rng = np.random.Generator
 #: How often a staged picture holds nothing, a fire, something odd.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from edge_agent.contract.event import MODALITIES
-from models import objectives
 from models.config import Preset
-from models.fusion import FusionHead
-from models.terms import Batch, Learner, thinned
-from models.train import fit
+from models.network.fusion import FusionHead
+from models.training import objectives
+from models.training.terms import Batch, Learner, thinned
+from models.training.train import fit
 
 Rng = np.random.Generator
 _BAG = 8  #: windows of an episode

@@ -2,7 +2,7 @@
 
 Two ways to the score, each with its switch. Evidence: each modality's own, gated, only ever added where the modality
 is present, so one that is silent or absent cannot pull the others down (plain concatenation was seen to hurt). Block:
-the modalities mixed into one embedding, for what shows only in the combination (`models.fusion.blocks`).
+the modalities mixed into one embedding, for what shows only in the combination (`models.network.fusion.blocks`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from edge_agent.contract.event import MODALITIES
 from models.config import Fusion
-from models.fusion.blocks import BLOCKS, Parts, Sizes, block
-from models.fusion.towers import Scale, Tower
+from models.network.fusion.blocks import BLOCKS, Parts, Sizes, block
+from models.network.fusion.towers import Scale, Tower
 
 __all__ = ["BLOCKS", "Fused", "FusionHead", "Scale"]
 

@@ -19,8 +19,8 @@ from edge_agent.core.records import Arrays, Engine, Model, Prepared
 from edge_agent.engine import Bundle, compile_graphs, installed, open_bundle, tensorrt
 from edge_agent.engine.openvino import OpenVino
 from models.bundle import COMPRESSION, GOLDEN, load_arrays
-from models.footprint import Latency, footprint, latencies
-from models.quantise import plain
+from models.compression.footprint import Latency, footprint, latencies
+from models.compression.quantise import plain
 from models.runtime import INPUT
 
 #: Ampere, as a Jetson Orin's GPU is; its own SM87 cannot be compiled for from a CPU.

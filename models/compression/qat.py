@@ -1,7 +1,7 @@
-"""Training that knows of int8: the rounding of `models.quantise`, done in torch, with gradients straight through.
+"""Training that knows of int8: the rounding of `quantise`, done in torch, with gradients straight through.
 
 torch's own fake-quantisation does not survive its ONNX exporter. So the modules here stand in for the convolutions
-during a short training only; what is exported are plain float32 convolutions, and `models.quantise` writes the Q/DQ
+during a short training only; what is exported are plain float32 convolutions, and `quantise` writes the Q/DQ
 pairs with the same scales (Jacob et al. 2018; straight-through estimator of Bengio et al. 2013).
 """
 
@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.quantise import Scales, convolutions, ways_round
+from models.compression.quantise import Scales, convolutions, ways_round
 
 _LEVELS = 127
 

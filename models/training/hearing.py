@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from edge_agent.contract.manifest import AudioSpec
 from edge_agent.core.records import I16
-from models import augment
 from models.config import ALONE, SOUNDS, Preset, Run, Schedule
+from models.data import augment
 from models.data.listening import Heard, cut, frames_of, listen
-from models.network import AudioGraph
-from models.train import fit
+from models.network.graphs import AudioGraph
+from models.training.train import fit
 
 Rng = np.random.Generator
 #: The head that the encoder has of its own; its classes are `config.SOUNDS`.

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models.quantise import session, with_outputs
+from models.compression.quantise import session, with_outputs
 
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(int16)": np.int16, "tensor(float)": np.float32}
 _COUNTED = ("Conv", "Gemm", "MatMul")

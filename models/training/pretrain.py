@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
-from models import objectives
 from models.config import Preset, Schedule
-from models.fusion import FusionHead
-from models.terms import Align, Batch
-from models.train import fit
+from models.network.fusion import FusionHead
+from models.training import objectives
+from models.training.terms import Align, Batch
+from models.training.train import fit
 
 TASKS = ("masked", "contrastive")
 #: Share of the steps that masked modelling hides, and of the windows in which a whole modality is hidden.

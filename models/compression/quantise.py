@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.errors import BundleError
-from models.tables import lighten
+from models.compression.tables import lighten
 
 #: Graphs where int8 pays. The sensors' TCN and the head are a few microseconds as they are.
 QUANTISED = ("vision", "audio")

@@ -1,0 +1,1 @@
+"""The four graphs as torch modules: front ends, encoders, fusion."""

@@ -1,0 +1,1 @@
+"""How they learn: the loop, what is learned from, and how each encoder is taught."""
