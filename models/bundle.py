@@ -26,9 +26,11 @@ WEIGHTS, REPLAY = "fusion_weights.npz", "replay.npz"
 CARD = "card.md"
 #: What the graphs were before they were made small, step by step.
 COMPRESSION = "compression.json"
+#: All weights in float32, of a bundle that stayed beside its training: what torch is held against the engines with.
+NETWORK = "network.npz"
 #: Largest difference of scores between engines and machines that is rounding, not a different model.
 TOLERANCE = 0.08
-_EXTRA = (GOLDEN, WEIGHTS, REPLAY, CARD, COMPRESSION)
+_EXTRA = (GOLDEN, WEIGHTS, REPLAY, CARD, COMPRESSION, NETWORK)
 #: Until thresholds are chosen on dev data.
 UNCHOSEN = Thresholds(on=0.9, off=0.7)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from edge_agent.contract.event import MODALITIES, Modality
-from edge_agent.contract.manifest import GRAPHS
+from edge_agent.contract.manifest import GRAPHS, Thresholds
 from edge_agent.core.records import F32, Engine
 from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card
@@ -41,6 +42,8 @@ from models.training.hearing import Told, train_audio
 from models.training.seeing import train_vision
 from models.training.train import deterministic, train_fusion, train_sensors
 
+#: Folder of the float32 bundle, below that of the training.
+TEACHER = "teacher"
 _GOLDEN = 6
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
 
@@ -208,12 +211,24 @@ def _golden(out: Path, preset: Preset, place: site.Place) -> None:
     bundle.save_arrays(out / bundle.GOLDEN, arrays)
 
 
+def keep_teacher(network: Network, preset: Preset, out: Path, thresholds: Thresholds, folder: Path) -> None:
+    """The network of the bundle in `out` before it was made small: a bundle in float32, with its torch weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in network.graphs().items():
+        export(module, preset, name, folder / f"{name}.onnx")
+    bundle.save_weights(folder / bundle.NETWORK, nn.ModuleDict(network.graphs()))
+    arrays = bundle.load_arrays(out / bundle.GOLDEN)
+    inputs = (arrays["frames"], arrays["pcm"], arrays["readings"])
+    bundle.save_arrays(folder / bundle.GOLDEN, bundle.golden(open_engine(folder, preset), preset, *inputs))
+    bundle.seal(folder, preset, thresholds, 0)
+
+
 def make(
     preset: Preset, root: Path | None, out: Path, seed: int, counter: int = 1, *, own: Corpus | None = None
 ) -> dict[str, Any]:
     """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing.
 
-    `own` are a site's recordings, beside those of `root`.
+    Beside checkpoints, the folder of the run gets a bundle of the float32 network, for `evaluate --teacher`. `own` are a site's recordings, beside those of `root`.
     """
     begin = time.monotonic()
     deterministic(seed)
@@ -257,6 +272,8 @@ def make(
     figures["total_s"] = round(time.monotonic() - begin)
     (out / bundle.CARD).write_text(card.write(figures), encoding="utf-8")
     bundle.seal(out, preset, thresholds, counter)
+    if preset.run.folder is not None:
+        keep_teacher(network, preset, out, thresholds, preset.run.folder / TEACHER)
     for name in ("openvino", "onnxruntime"):
         selftest(load(out, name), out)
     return figures

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="pip install torch==2.13.0")
+torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
+
+from torch import nn
 
 from edge_agent.engine import load, selftest
 from models import bundle, recipe
-from models.config import CLASSES, preset
+from models.config import CLASSES, Run, preset
+from models.network.graphs import build
 
 
 @pytest.mark.timeout(600)
 def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path):
-    figures = recipe.make(preset("tiny"), None, tmp_path, seed=1)
-    assert selftest(load(tmp_path), tmp_path).worst <= bundle.TOLERANCE
-    assert load(tmp_path).manifest.classes == CLASSES
-    assert "simulated parts alone" in (tmp_path / bundle.CARD).read_text(encoding="utf-8")
+    out, work = tmp_path / "out", tmp_path / "work"
+    figures = recipe.make(replace(preset("tiny"), run=Run(work, logger="none")), None, out, seed=1)
+    assert selftest(load(out), out).worst <= bundle.TOLERANCE
+    assert load(out).manifest.classes == CLASSES
+    assert "simulated parts alone" in (out / bundle.CARD).read_text(encoding="utf-8")
     assert "recorded" not in figures
     assert figures["sets"] == []
+    teacher = work / recipe.TEACHER
+    assert selftest(load(teacher), teacher).worst < 1e-3
+    network = build(preset("tiny"), seed=9)
+    bundle.load_weights(teacher / bundle.NETWORK, nn.ModuleDict(network.graphs()))
+    frames = bundle.load_arrays(teacher / bundle.GOLDEN)["frames"]
+    wanted = network.vision.eval()(torch.from_numpy(frames))[0].detach().numpy()
+    found = load(teacher).engine.run("vision", [{"frames": frame} for frame in frames])
+    np.testing.assert_allclose(np.stack([output["embedding"] for output in found]), wanted, rtol=1e-2, atol=1e-2)
