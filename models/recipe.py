@@ -228,7 +228,8 @@ def make(
 ) -> dict[str, Any]:
     """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing.
 
-    Beside checkpoints, the folder of the run gets a bundle of the float32 network, for `evaluate --teacher`. `own` are a site's recordings, beside those of `root`.
+    `own` are a site's recordings, beside those of `root`. Beside checkpoints, the folder of the run gets a bundle of
+    the float32 network, for `evaluate --teacher`.
     """
     begin = time.monotonic()
     deterministic(seed)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
+pytest.importorskip("torch", reason="pip install torch==2.13.0")
 
+import torch
 from torch import nn
 
 from edge_agent.engine import load, selftest
