@@ -227,6 +227,7 @@ def _benchmark(options: argparse.Namespace) -> dict[str, Any]:
     train = _root(options.train_root)
     test = _root(options.test_root) if options.test_root else train
     engines = known_engines(options.engines) if options.engines else known_engines(("torch", *installed()))
+    benchmark.writable(options.json, options.predictions)
     result = benchmark.run(options.set, Roots(train, test, engines), options.seed, options.bundle)
     result.write(options.json, options.predictions)
     return result.json()

@@ -112,7 +112,11 @@ def resampled(
 
 
 def interval(label: Array, score: Array, group: Sequence[str] | None, rng: Rng) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the AUC (Efron 1979); whole groups are drawn where there are groups."""
+    """95 % percentile bootstrap interval of the AUC (Efron 1979); whole groups are drawn where there are groups.
+
+    (0, 1) where one class is missing: nothing is known."""
+    if len(np.unique(label > 0.5)) < 2:
+        return 0.0, 1.0
     found = resampled(len(label), group, rng, lambda rows: auc(label[rows], score[rows]))
     low, high = np.percentile(found, (2.5, 97.5))
     return float(low), float(high)
@@ -121,7 +125,11 @@ def interval(label: Array, score: Array, group: Sequence[str] | None, rng: Rng) 
 def gain_interval(
     label: Array, score: Array, other: Array, group: Sequence[str] | None, rng: Rng
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of AUC(score) − AUC(other) on the same rows: paired, so shared luck cancels."""
+    """95 % bootstrap interval of AUC(score) − AUC(other) on the same rows: paired, so shared luck cancels.
+
+    (−1, 1) where one class is missing."""
+    if len(np.unique(label > 0.5)) < 2:
+        return -1.0, 1.0
     found = resampled(
         len(label), group, rng, lambda rows: auc(label[rows], score[rows]) - auc(label[rows], other[rows])
     )

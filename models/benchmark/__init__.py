@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,4 +140,29 @@ def run(name: str, roots: Roots, seed: int, shipped: Path) -> Result:
     deterministic(seed)
     recipe = chosen.recipe(roots, seed)
     deterministic(seed)
-    return Result(name, seed, chosen.floor, recipe, chosen.bundle(roots, seed, shipped))
+    return Result(name, seed, chosen.floor, with_classes(recipe), with_classes(chosen.bundle(roots, seed, shipped)))
+
+
+def with_classes(block: Block) -> Block:
+    """The block, and a note on each key whose rows are all of one class: no figure of ranking says anything there."""
+    told: dict[tuple[int, int], list[str]] = {}
+    rows = next(iter(block.judged.values())).predictions if block.judged else []
+    for key in dict.fromkeys(row.key for row in rows):
+        labels = [row.label for row in rows if row.key == key]
+        said = {int(label > 0.5) for label in labels if not isinstance(label, str)}
+        if len(said) == 1:
+            told.setdefault((len(labels), said.pop()), []).append(key)
+    notes = [
+        f"{', '.join(keys)}: all {count} tested rows are labelled {label}; an AUC says nothing then and is 0.5"
+        for (count, label), keys in told.items()
+    ]
+    return replace(block, notes=[*block.notes, *notes])
+
+
+def writable(*paths: Path | None) -> None:
+    """ConfigError if a file of one of these names cannot be written: to be asked before minutes of training."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(
+                f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is not there'}"
+            )

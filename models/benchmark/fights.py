@@ -25,6 +25,7 @@ from edge_agent.core import prepare
 from edge_agent.core.memory import Memory
 from edge_agent.core.records import F32, I16, U8, Engine
 from edge_agent.engine import open_bundle
+from edge_agent.errors import ConfigError
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant
 from models.benchmark.splits import Row, folds, parts
 from models.config import preset
@@ -269,18 +270,24 @@ def _trained(
 
 def planned(roots: Roots, seed: int, spec: VisionSpec, cameras: int | None) -> Plan:
     """All clips read, those that train also through other cameras; None: without figures of motion."""
-    found = parts(roots, f"{SET}/labels.csv", "split", _file)
+    found = parts(roots, f"{SET}/labels.csv", "split", _file, wrong="fight", also=("clip", "source_video"))
     rng = np.random.default_rng([seed, 71])
     train = read(roots.train, found.train, spec, rng, cameras)
     tested = read(roots.test, found.test, spec, rng, cameras if roots.same or cameras is None else 0)
     items = [*train, *tested]
+    notes = list(found.notes)
+    if not any(item.counted for item in (items if roots.same else tested)):
+        notes.append("no tested clip has sound: only auc_all_clips says something")
     if not roots.same:
         one = (np.arange(len(train)), np.arange(len(train), len(items)))
-        return Plan(items, [one], found.split, found.notes)
+        return Plan(items, [one], found.split, notes)
     fold = np.array(folds([item.source for item in items], _FOLDS, seed))
     split = f"{_FOLDS}-fold cross-validation over the clips of splits train and dev, whole sources together"
     pairs = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(_FOLDS)]
-    return Plan(items, pairs, split, found.notes)
+    for inside, _ in pairs:
+        if len({items[i].fight for i in inside.tolist()}) < 2:
+            raise ConfigError(f"{roots.train / SET}: without one fold of sources, all clips are of one class")
+    return Plan(items, pairs, split, notes)
 
 
 def bundle(roots: Roots, seed: int, shipped: Path) -> Block:

@@ -75,7 +75,7 @@ class FlameGraph(nn.Module):
 
 def recipe(roots: Roots, seed: int) -> Block:
     """The ImageNet trunk with a linear head, trained on the train part through many cameras. Minutes."""
-    found = parts(roots, f"{SET}/labels.csv", "split", _file)
+    found = parts(roots, f"{SET}/labels.csv", "split", _file, wrong="fire", also=("filename",))
     shape = replace(preset("first"), vision_spec=SPEC, embedding=Trunk(BLOCKS).width)
     made = learned(stills(roots.train, found.train), shape, seed)
     tested = stills(roots.test, found.test)
@@ -111,7 +111,7 @@ def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
     `auc_novelty` is what the device's memory of those normal pictures says alone, `auc_both` the mean of the two: web
     pictures have no usual look, so a memory of them knows little.
     """
-    found = parts(roots, f"{SET}/labels.csv", "split", _file)
+    found = parts(roots, f"{SET}/labels.csv", "split", _file, wrong="fire", also=("filename",))
     tested = stills(roots.test, found.test)
     normal = [still for still in stills(roots.train, found.train) if not still.fire]
     spec = open_bundle(shipped).manifest.vision

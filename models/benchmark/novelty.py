@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from edge_agent.config import QUANTITIES
 from edge_agent.core.records import F32, Engine
+from edge_agent.errors import ConfigError
 from models.config import Preset, Schedule
 from models.data.media import Log
 from models.network.frontend import SENSOR_SCALE
@@ -65,9 +66,13 @@ class Run:
 
 def run_of(item: str, log: Log, adapt: int) -> Run:
     """Centre and spread of each channel by the median of the first `adapt` rows; a channel that stood still there is
-    measured in hundredths of its level. Of more than twelve channels, the twelve that moved most, by their level."""
+    measured in hundredths of its level. Of more than twelve channels, the twelve that moved most, by their level; one
+    that says nothing in the first rows is left out. ConfigError if all are."""
+    there = np.flatnonzero(np.isfinite(log.values[:adapt]).any(0))
+    if not len(there):
+        raise ConfigError(f"{item}: no column holds a number in the first {adapt} rows, which adapt")
+    log = Log(log.time_s, tuple(log.names[int(i)] for i in there), log.values[:, there], log.wrong)
     first = log.values[:adapt]
-    first = np.where(np.isfinite(first).any(0), first, 0.0)
     centre = np.nanmedian(first, axis=0)
     near = 1.4826 * np.nanmedian(np.abs(first - centre), axis=0)
     spread = np.maximum(near, 0.3 * np.nanstd(first, axis=0))

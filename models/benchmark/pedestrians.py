@@ -9,7 +9,8 @@ before its first score and gives every clip an anomaly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core import prepare
 from edge_agent.core.records import F32, U8, Engine
 from edge_agent.errors import ConfigError
-from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged
 from models.config import Preset, Schedule, preset
 from models.data.cutouts import BACK, Cutouts
 from models.data.media import Pictures, rows
@@ -56,7 +57,16 @@ def recipe(roots: Roots, seed: int) -> Block:
     shape = preset("first")
     clips, notes = tested(roots.test, shape.vision_spec)
     made = learned(normal(roots.train, shape.vision_spec), shape, oneclass.SCHEDULE, seed)
-    found = judged(variants(made, roots.engines), lambda engine: _judge(clips, _heat_scores(engine, clips)))
+    rates_hz: list[float] = []
+
+    def judge(engine: Engine) -> Judged:
+        began_s = time.perf_counter()
+        scores = _heat_scores(engine, clips)
+        rates_hz.append(sum(map(len, scores)) / (time.perf_counter() - began_s))
+        return _judge(clips, scores)
+
+    found = judged(variants(made, roots.engines), judge)
+    notes = [*notes, _speed(found, rates_hz)]
     words = (
         "one-class: trained on the normal training clips of the train root, tested on every test clip of the other"
     )
@@ -64,9 +74,17 @@ def recipe(roots: Roots, seed: int) -> Block:
     return Block(found, _count(clips), words, baselines=baselines, notes=notes)
 
 
+def _speed(found: Iterable[Variant], rates_hz: Sequence[float]) -> str:
+    each = (f"{engine} {precision} {rate:.0f}" for (engine, precision), rate in zip(found, rates_hz, strict=True))
+    return f"frames a second on one thread, from the model's size to the score: {', '.join(each)}"
+
+
 def learned(films: Sequence[U8], shape: Preset, schedule: Schedule, seed: int) -> Made:
     """The vision graph of `shape`, trained on normal `films` (n, H, W, 3) alone, exported and quantised."""
-    cutouts = Cutouts.of(films)
+    try:
+        cutouts = Cutouts.of(films)
+    except ValueError as error:
+        raise ConfigError(f"the normal clips cannot train: {error}") from error
     graph = build(shape, seed).vision
     oneclass.train(graph, cutouts, schedule, seed)
     rng = np.random.default_rng([seed, 52])
@@ -87,9 +105,7 @@ def normal(root: Path, spec: VisionSpec) -> list[U8]:
 def tested(root: Path, spec: VisionSpec) -> tuple[list[Clip], list[str]]:
     """Every labelled test clip that is there, and notes on what is not. ConfigError if none is."""
     base = folder(root, NAME)
-    labels: dict[str, dict[int, int]] = {}
-    for row in rows(base / "test_frame_labels.csv"):
-        labels.setdefault(row["clip"], {})[int(row["frame"])] = int(row["abnormal"])
+    labels = _labels(base / "test_frame_labels.csv")
     files = {path.stem: path for path in (base / "test").glob("*") if path.suffix.lower() in _FILMS}
     there = [name for name in sorted(labels) if name in files]
     if not there:
@@ -102,10 +118,26 @@ def tested(root: Path, spec: VisionSpec) -> tuple[list[Clip], list[str]]:
         label = np.array([labels[name].get(i, -1) for i in range(len(frames))], np.int8)
         silent += len(labels[name]) - int((label >= 0).sum())
         clips.append(Clip(name, frames, label))
-    notes = (
-        [f"{len(labels) - len(there)} clips of the table are not there: left out"] if len(there) < len(labels) else []
-    )
-    return clips, [*notes, f"{silent} labelled frames are not in their films: left out"] if silent else notes
+    notes = []
+    if len(there) < len(labels):
+        notes.append(f"{len(labels) - len(there)} clips of the table are not there: left out")
+    if silent:
+        notes.append(f"{silent} labelled frames are not in their films: left out")
+    if not any({0, 1} <= set(clip.label.tolist()) for clip in clips):
+        notes.append("no clip holds frames of both classes: frame_auc_macro says nothing and is given as 0.5")
+    return clips, notes
+
+
+def _labels(path: Path) -> dict[str, dict[int, int]]:
+    """clip → frame → 0 or 1; rows without a label are left out."""
+    labels: dict[str, dict[int, int]] = {}
+    for number, row in enumerate(rows(path), 2):
+        try:
+            if row["abnormal"].strip():
+                labels.setdefault(row["clip"], {})[int(row["frame"])] = int(float(row["abnormal"]) > 0.5)
+        except (KeyError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{path}, line {number}: expected clip, frame, abnormal; it holds {row}") from error
+    return labels
 
 
 def _frames(path: Path, spec: VisionSpec) -> U8:

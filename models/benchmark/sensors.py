@@ -40,6 +40,8 @@ _PART, _EVERY = 1200, 800
 _QUIET = 0.98
 #: A shorter run gives a quarter of its rows instead.
 _SHORTEST = ADAPT + 200
+#: What a covariance can be taken of, in the first quarter.
+_LEAST = 40
 Features = Callable[[Run], F64]
 
 
@@ -149,9 +151,11 @@ def runs_of(found: Sequence[Table]) -> list[Run]:
 
 
 def run_of(item: str, log: Log) -> Run:
-    """A run whose first 400 rows adapt; of a short one, the first quarter."""
+    """A run whose first 400 rows adapt; of a short one, the first quarter. ConfigError for a few rows."""
     length = len(log.values)
-    return novelty.run_of(item, log, ADAPT if length >= _SHORTEST else max(length // 4, 2))
+    if length < _LEAST:
+        raise ConfigError(f"{item} holds {length} rows; it takes {_LEAST}, of which the first quarter adapts")
+    return novelty.run_of(item, log, ADAPT if length >= _SHORTEST else length // 4)
 
 
 def skab_recipe(roots: Roots, seed: int) -> Block:
@@ -397,7 +401,7 @@ def csv_recipe(roots: Roots, seed: int) -> Block:
     }
     baselines = {name: _each(tested, scores).metrics for name, scores in raw.items()}
     n = sum(len(run.tested) for run in tested)
-    return Block(answers, n, found.split, baselines=baselines)
+    return Block(answers, n, found.split, baselines=baselines, notes=_classes(tested))
 
 
 def csv_bundle(roots: Roots, seed: int, shipped: Path) -> Block:
@@ -410,7 +414,14 @@ def csv_bundle(roots: Roots, seed: int, shipped: Path) -> Block:
         return _each(tested, _scores(stay, tested, [graph(engine, steps), CHANNELS]))
 
     answers = judged(shipped_variants(shipped, roots.engines), judge)
-    return Block(answers, sum(len(run.tested) for run in tested), found.split)
+    return Block(answers, sum(len(run.tested) for run in tested), found.split, notes=_classes(tested))
+
+
+def _classes(tested: Sequence[Run]) -> list[str]:
+    """What must be said where no file can be ranked."""
+    if any(0 < (run.wrong[run.tested] > 0).sum() < len(run.tested) for run in tested):
+        return []
+    return ["no tested file holds both classes: auc is given as 0.5, ap as 0, and neither says anything"]
 
 
 def _each(tested: Sequence[Run], scores: Sequence[F64]) -> Judged:

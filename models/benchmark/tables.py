@@ -38,13 +38,18 @@ class Tables:
     notes: list[str]
 
 
-def read(path: Path, item: str, split: str) -> Table:
+def read(path: Path, item: str, split: str, row_s: float | None = None) -> Table:
     """A table of sensors: `,`, `;` or tabulators between its columns, numbers that are not labels are channels.
 
-    A value that is no number is NaN; a column without any number is no channel. ConfigError names a file without any.
+    A value that is no number is NaN; a column without any number is no channel; a row without a label is −1. `row_s`:
+    seconds from row to row where no column holds times; None: times are not looked at, rows follow each other.
+    ConfigError names a file that cannot be read, that holds no row or no number, or a label that is none.
     """
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline()
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            first = file.readline()
+    except OSError as error:
+        raise ConfigError(f"cannot read the table {path}: {error}") from error
     separator = max((";", ",", "\t"), key=first.count)
     header = next(iter(rows(path, separator)), {})
     known = {name.strip().lower(): name for name in header if name is not None}  # None: cells beyond the header
@@ -57,8 +62,18 @@ def read(path: Path, item: str, split: str) -> Table:
     }
     if not columns:
         raise ConfigError(f"{path} holds no column of readings; there are {', '.join(map(str, header)) or 'no rows'}")
-    log = Readings(path, Layout(columns, time=time, wrong=label, separator=separator)).log()
+    layout = Layout(
+        columns,
+        time=None if row_s is None else time,
+        period_s=row_s or 1.0,
+        wrong=label,
+        separator=separator,
+        decimal_comma=separator != ",",
+    )
+    log = Readings(path, layout).log()
     measured: NDArray[np.bool_] = np.asarray(np.isfinite(log.values).any(0))
+    if not measured.any():
+        raise ConfigError(f"{path}: no cell of {', '.join(columns)} is a number; is {separator!r} its separator?")
     names = tuple(name for name, there in zip(log.names, measured.tolist(), strict=True) if there)
     return Table(item, split, Log(log.time_s, names, log.values[:, measured], log.wrong))
 

@@ -198,6 +198,7 @@ class Layout:
     period_s: float = 1.0
     wrong: str | None = None  #: column of labels, above 0.5 is wrong
     separator: str = ","
+    decimal_comma: bool = False  #: 1,5 is one and a half
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,13 +342,14 @@ def _table(path: Path, layout: Layout, windows: tuple[tuple[str, str], ...] | No
     lost = [column for column, _, _ in columns.values() if column not in lines[0]]
     if lost:
         raise ConfigError(f"{path} has no column {lost[0]!r}; there are {', '.join(map(str, lines[0]))}")
+    read = _with_comma if layout.decimal_comma else _number
     values = np.array(
-        [[_number(line[column]) * scale + offset for column, scale, offset in columns.values()] for line in lines],
+        [[read(line[column]) * scale + offset for column, scale, offset in columns.values()] for line in lines],
         np.float64,
     )
     wrong = np.full(len(lines), -1, np.int8)
     if layout.wrong is not None and layout.wrong in lines[0]:
-        wrong = np.array([_number(line[layout.wrong]) > 0.5 for line in lines], np.int8)
+        wrong = np.array([_label(path, line[layout.wrong], number) for number, line in enumerate(lines, 2)], np.int8)
     elif windows is not None and layout.time is not None:
         bounds = [(_seconds(first), _seconds(last)) for first, last in windows]
         moments = [_seconds(line[layout.time]) for line in lines]
@@ -380,6 +382,19 @@ def _is_number(text: str | None) -> bool:
 
 def _number(text: str | None) -> float:
     return float(text) if text and _is_number(text) else math.nan
+
+
+def _with_comma(text: str | None) -> float:
+    return _number(text and text.replace(",", "."))
+
+
+def _label(path: Path, text: str | None, line: int) -> int:
+    """1 above a half, 0 below, −1 for an empty cell; true and false are taken for what they are."""
+    said = (text or "").strip().lower()
+    value = {"": -1.0, "true": 1.0, "false": 0.0}.get(said, _number(said.replace(",", ".")))
+    if math.isnan(value):
+        raise ConfigError(f"{path}, line {line}: the label {text!r} is neither 0 nor 1 nor empty")
+    return -1 if not said else int(value > 0.5)
 
 
 def told(text: str) -> None:

@@ -220,3 +220,46 @@ def test_parity_is_the_largest_difference_of_a_row_between_engines() -> None:
     variants = (("torch", "fp32"), ("openvino", "fp32"))
     block = Block({v: Judged({}, found) for v, found in zip(variants, rows, strict=True)}, 2, "toy")
     assert benchmark.parity(block) == {"fp32": {"frame": 0.25}}
+
+
+def _labelled(root: Path, rows: Sequence[Mapping[str, str]]) -> splits.Parts:
+    _table(root, rows, "abcd")
+    return splits.parts(
+        Roots(root, root), "toy/labels.csv", "split", lambda row: f"toy/{row['file']}", wrong="label", also=("file",)
+    )
+
+
+def test_rows_without_a_label_are_left_out_and_other_labels_are_refused(tmp_path: Path):
+    found = _labelled(tmp_path / "a", [*ROWS, {"file": "d", "label": "", "split": "train"}])
+    assert _names(found.train) == "ab"
+    with pytest.raises(ConfigError, match="'burning' in column 'label' is no label"):
+        _labelled(tmp_path / "b", [*ROWS, {"file": "d", "label": "burning", "split": "train"}])
+    with pytest.raises(ConfigError, match="all 1 rows that train are of one class"):
+        _labelled(tmp_path / "c", ROWS[1:])
+    with pytest.raises(ConfigError, match="no column 'clip' in every row; there are file, label, split"):
+        splits.parts(Roots(tmp_path / "a", tmp_path), "toy/labels.csv", "split", str, also=("clip",))
+
+
+def test_figures_of_rows_that_are_all_of_one_class_come_with_a_note():
+    def block(labels: Sequence[float | str], keys: Sequence[str]) -> Block:
+        rows = [Prediction(key, str(i), label, 0.0) for key in keys for i, label in enumerate(labels)]
+        return Block({("torch", "fp32"): Judged({}, rows)}, len(labels), "by hand", notes=["first"])
+
+    assert benchmark.with_classes(block([0, 1, 1], ["fire"])).notes == ["first"]
+    assert benchmark.with_classes(block(["siren", "siren"], ["class"])).notes == ["first"]
+    assert benchmark.with_classes(block([1, 1], ["video", "fused"])).notes == [
+        "first",
+        "video, fused: all 2 tested rows are labelled 1; an AUC says nothing then and is 0.5",
+    ]
+
+
+@pytest.mark.parametrize("flag", ["--json", "--predictions"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_trained(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from models.__main__ import main
+
+    monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("trained"))
+    for target, reason in ((tmp_path / "none" / "f", "its folder is not there"), (tmp_path, "it is a folder")):
+        assert main(["benchmark", "skab", "--train-root", str(tmp_path), flag, str(target)]) == 1
+        assert f"{target} cannot be written: {reason}" in capsys.readouterr().err

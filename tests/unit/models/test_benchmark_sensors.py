@@ -206,3 +206,82 @@ def test_light_is_gone_where_it_must_be():
     assert not dark[:, :, rooms.LIGHT].any()
     assert dark[:, 2].any()
     assert np.isfinite(rooms.elsewhere(RNG(0), shown[2])).all()
+
+
+def test_tables_are_read_however_they_are_written(tmp_path: Path):
+    def of(text: str) -> Log:
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return read(tmp_path / "t.csv", "t.csv", "").log
+
+    assert of("when;a;anomaly\n9/3/20 10h;1,5;0\n;2,5;1\n").values.tolist() == [[1.5], [2.5]]
+    assert of("a\tb\tlabel\n1\t2\t\n3\t\tTrue\n").wrong.tolist() == [-1, 1]
+    assert of("\ufeffdatetime,a,note\nyesterday,1,x\ntoday,,y\n").names == ("a",)
+    with pytest.raises(ConfigError, match=r"t\.csv, line 3: the label 'broken' is neither 0 nor 1"):
+        of("a,label\n1,0\n2,broken\n")
+    with pytest.raises(ConfigError, match="no cell of a, b is a number; is ',' its separator"):
+        of("a,b\nx,y\n")
+    for nothing in ("", "a,b,anomaly\n"):
+        with pytest.raises(ConfigError, match="holds no column of readings; there are no rows"):
+            of(nothing)
+    (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)) * 9)
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("binary.csv", "folder.csv", "missing.csv"):
+        with pytest.raises(ConfigError, match=f"cannot read the table .*{name}"):
+            read(tmp_path / name, name, "")
+
+
+def test_a_log_that_cannot_adapt_is_refused():
+    log = Log(np.arange(30.0), ("a",), np.zeros((30, 1)), np.zeros(30, np.int8))
+    with pytest.raises(ConfigError, match="x holds 30 rows; it takes 40"):
+        sensors.run_of("x", log)
+    late = np.full((80, 2), np.nan)
+    late[40:, 1] = 1.0
+    with pytest.raises(ConfigError, match="x: no column holds a number in the first 20 rows"):
+        sensors.run_of("x", Log(np.arange(80.0), ("a", "b"), late, np.zeros(80, np.int8)))
+    late[:, 0] = np.arange(80.0)
+    assert sensors.run_of("x", Log(np.arange(80.0), ("a", "b"), late, np.zeros(80, np.int8))).names == ("a",)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", [False, True])
+def test_tested_rows_of_one_class_give_finite_figures(tmp_path: Path, fault: bool):
+    root = _skab(tmp_path / "a")
+    values, _ = _log(7, fault)
+    _write(tmp_path / "b" / "skab" / "1.csv", NAMES, values, np.full(len(values), int(fault)))
+    roots = Roots(root, tmp_path / "b", ("onnxruntime",))
+    for block in (sensors.skab_recipe(roots, 0), sensors.skab_bundle(roots, 0, SHIPPED)):
+        assert _figures(block)["auc"] == 0.5
+        assert np.isfinite(list(_figures(block).values())).all()
+    for base in (root, tmp_path / "b"):
+        (base / "skab").rename(base / "sensor_csv")
+    for block in (sensors.csv_recipe(roots, 0), sensors.csv_bundle(roots, 0, SHIPPED)):
+        assert _figures(block)["auc"] == 0.5
+        assert np.isfinite(list(_figures(block).values())).all()
+        assert "no tested file holds both classes" in str(block.notes)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_room_that_is_empty_all_day_gives_finite_figures(tmp_path: Path):
+    _office(tmp_path / "a", "datatraining.csv", 0)
+    (tmp_path / "b" / "occupancy").mkdir(parents=True)
+    lines = ["CO2;Temperature;Occupancy", *(f"{450 + i % 7},5;21;0" for i in range(90))]
+    (tmp_path / "b" / "occupancy" / "other.csv").write_text("\n".join(lines))
+    roots = Roots(tmp_path / "a", tmp_path / "b", ("onnxruntime",))
+    for block in (rooms.recipe(roots, 0), rooms.bundle(roots, 0, SHIPPED)):
+        assert block.n == 90
+        assert np.isfinite(list(_figures(block).values())).all()
+        assert _figures(block)["auc"] == 0.5
+        assert any("no column of light in other.csv" in note for note in block.notes)
+
+
+def test_a_quantity_is_found_whatever_its_column_says_of_unit_and_place():
+    values = np.arange(8.0).reshape(2, 4)
+    log = Log(
+        np.arange(2.0), ("Humidity Ratio", "room_temp", "CO2 [ppm]", "Humidity(%)"), values, np.zeros(2, np.int8)
+    )
+    found = rooms.room("x", log).values[0]
+    told = {name: found[rooms.QUANTITIES.index(name)] for name in rooms.COLUMNS}
+    assert (told["temperature"], told["co2"], told["humidity"]) == (1.0, 2.0, 3.0)
+    assert np.isnan(told["light"])
+    with pytest.raises(ConfigError, match="x measures none of temperature, humidity, light, co2; its columns are a"):
+        rooms.room("x", Log(np.arange(2.0), ("a",), values[:, :1], np.zeros(2, np.int8)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edge_agent.contract.manifest import AudioSpec, VisionSpec
+from edge_agent.errors import ConfigError
 from models.__main__ import SHIPPED
 from models.benchmark import fights
 from models.benchmark.fights import Features, Heads, Item, SoundGraph, judge
@@ -137,3 +138,34 @@ def test_one_root_is_cross_validated_over_sources_and_the_bundle_sees_normal_cli
     assert sorted(plan.tested) == list(range(10))
     block = fights.bundle(Roots(root, root, ("onnxruntime",)), 0, SHIPPED)
     assert {"auc_video", "auc_fused", "auc_novelty"} <= block.judged["onnxruntime", "int8"].metrics.keys()
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(("wanted", "audio", "counted"), [("1", "ok", 2), ("", "none", 0)])
+def test_clips_of_one_class_or_without_sound_give_finite_figures(
+    tmp_path: Path, wanted: str, audio: str, counted: int
+) -> None:
+    here, there = make_set(tmp_path / "a", 12), make_set(tmp_path / "b", 4, 100)
+    table = there / "fight_surv" / "labels.csv"
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"audio": audio} for row in rows if row["fight"] == wanted or not wanted)
+    roots = Roots(here, there, ("onnxruntime",))
+    for block in (fights.recipe(roots, 0), fights.bundle(roots, 0, SHIPPED)):
+        assert block.n == counted
+        metrics = next(iter(block.judged.values())).metrics
+        assert metrics["auc_fused"] == 0.5
+        assert (metrics["auc_fused_low"], metrics["auc_fused_high"]) == (0.0, 1.0)
+        assert np.isfinite(list(metrics.values())).all()
+        assert any("no tested clip has sound" in note for note in block.notes) == (not counted)
+
+
+def test_a_root_without_clips_is_refused(tmp_path: Path) -> None:
+    here, there = make_set(tmp_path / "a", 4), make_set(tmp_path / "b", 2)
+    for path in (there / "fight_surv" / "clips").iterdir():
+        path.unlink()
+    for root, reason in ((there, "names no row of the wanted split"), (tmp_path, "cannot read the label table")):
+        with pytest.raises(ConfigError, match=reason):
+            fights.planned(Roots(here, root), 0, VisionSpec(width=64, height=32), None)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edge_agent.contract.manifest import VisionSpec
+from edge_agent.errors import ConfigError
 from models.__main__ import SHIPPED
 from models.benchmark import flames
 from models.benchmark.record import Roots
@@ -71,3 +72,26 @@ def test_the_shipped_graph_is_adapted_on_normal_pictures_alone(tmp_path: Path) -
     assert block.judged.keys() == {("onnxruntime", "int8")}
     assert {"auc", "ap", "auc_novelty", "auc_both"} <= block.judged["onnxruntime", "int8"].metrics.keys()
     assert "only the" in block.split
+
+
+@pytest.mark.usefixtures("_small")
+def test_pictures_of_one_class_give_finite_figures(tmp_path: Path) -> None:
+    here, there = make_set(tmp_path / "a", 24), make_set(tmp_path / "b", 6, seed=1)
+    table = there / "fire_images" / "labels.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([lines[0], *(line for line in lines[1:] if ",1,60,40" in line)]), encoding="utf-8")
+    roots = Roots(here, there, ("onnxruntime",))
+    for block in (flames.recipe(roots, 0), flames.bundle(roots, 0, SHIPPED)):
+        assert block.n == 2
+        metrics = next(iter(block.judged.values())).metrics
+        assert metrics["auc"] == 0.5
+        assert np.isfinite(list(metrics.values())).all()
+
+
+def test_a_root_without_pictures_is_refused(tmp_path: Path) -> None:
+    here, there = make_set(tmp_path / "a", 6), make_set(tmp_path / "b", 6)
+    for path in (there / "fire_images").glob("*.[jp]*g"):
+        path.unlink()
+    for root, reason in ((there, "names no row of the wanted split"), (tmp_path, "cannot read the label table")):
+        with pytest.raises(ConfigError, match=reason):
+            flames.recipe(Roots(here, root), 0)

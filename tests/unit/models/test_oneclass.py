@@ -162,6 +162,23 @@ def test_clips_of_another_root_may_be_few_short_and_in_another_container(tmp_pat
     # A frame is a frame, whatever rate the container claims.
     assert clips[0].frames.shape == (6, HEIGHT, WIDTH, 3)
     assert clips[0].label.tolist() == [0, 0, 0, 0, 1, 1]
-    assert len(notes) == 2
+    assert [note.split(":")[0] for note in notes] == [
+        "1 clips of the table are not there",
+        "2 labelled frames are not in their films",
+    ]
+    table = base / "test_frame_labels.csv"
+    table.write_text("clip,frame,abnormal\n04,0,1\n04,1,\n04,2,1.0\n")
+    clips, notes = pedestrians.tested(tmp_path, VisionSpec(width=WIDTH, height=HEIGHT))
+    assert clips[0].label.tolist() == [1, -1, 1, -1, -1, -1]
+    assert "no clip holds frames of both classes" in notes[0]
+    found = pedestrians._judge(clips, [np.arange(6, dtype=np.float32)])
+    assert found.metrics == {"frame_auc_micro": 0.5, "frame_auc_macro": 0.5}
+    for text, reason in (
+        ("clip,abnormal\n04,1\n", "line 2: expected clip, frame"),
+        ("clip,frame,abnormal\n", "none of"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            pedestrians.tested(tmp_path, VisionSpec(width=WIDTH, height=HEIGHT))
     with pytest.raises(ConfigError, match="train"):
         pedestrians.normal(tmp_path, VisionSpec(width=WIDTH, height=HEIGHT))
