@@ -41,6 +41,7 @@ _BATCH = 32
 #: Clips of one name that make it a class to learn; clips that train at most.
 _FEWEST, _MOST = 8, 1500
 _NAMES, _PRETEXT = "names", "pretext"
+_TOLD = 5  #: files left out that are named
 _TESTED = 4  #: one of so many groups is tested where the folder has no splits
 _TOP = 0.25  #: share of a clip's windows, the strangest, that speak for it
 
@@ -84,12 +85,12 @@ def read_folder(roots: Roots, seed: int) -> Folder:
         train = [r for r, at in zip(known, fold, strict=True) if at]
         test = [r for r, at in zip(known, fold, strict=True) if not at]
         split = "tested on a quarter of the groups, trained on the others"
-    if not any(r.label or r.spans for r in train):
-        notes = ["nothing of the train root is labelled: all of it counts as normal"]
-        found = _clips(train, NORMAL, seed)
-    else:
-        notes, found = [], _clips(train, "", seed)
-    asked = [clip for clip in _clips(test, "", seed, most=len(test)) if clip.name]
+    labelled = any(r.label or r.spans for r in train)
+    found, lost = _clips(train, "" if labelled else NORMAL, seed)
+    asked, more = _clips([r for r in test if r.label or r.spans], "", seed, most=len(test))
+    notes = [] if labelled else ["nothing of the train root is labelled: all of it counts as normal"]
+    if broken := [*lost, *more]:
+        notes.append(f"{len(broken)} sounds are empty or cannot be read, and are left out: {', '.join(broken[:_TOLD])}")
     if not asked or not found:
         raise ConfigError(
             f"{roots.test}: {len(asked)} labelled sounds to test, {len(found)} to train on; see labels.csv"
@@ -103,12 +104,23 @@ def _recordings(root: Path) -> list[Recording]:
     return layout(base)
 
 
-def _clips(recordings: Sequence[Recording], unlabelled: str, seed: int, most: int = _MOST) -> list[Clip]:
-    """The sounds, `most` of them drawn by seed; those that are empty left out."""
+def _clips(
+    recordings: Sequence[Recording], unlabelled: str, seed: int, most: int = _MOST
+) -> tuple[list[Clip], list[str]]:
+    """The sounds, `most` of them drawn by seed, and what was left out: files that are empty or cannot be read."""
     order = np.random.default_rng([seed, 44]).permutation(len(recordings))[:most]
-    chosen = [recordings[int(i)] for i in np.sort(order)]
-    clips = [Clip(r.item, _name(r) or unlabelled, r.pcm(SPEC.rate_hz)) for r in chosen]
-    return [clip for clip in clips if len(clip.pcm)]
+    found, lost = [], []
+    for index in np.sort(order):
+        recording = recordings[int(index)]
+        try:
+            pcm = recording.pcm(SPEC.rate_hz)
+        except ConfigError:
+            pcm = np.zeros(0, np.int16)
+        if len(pcm):
+            found.append(Clip(recording.item, _name(recording) or unlabelled, pcm))
+        else:
+            lost.append(recording.item)
+    return found, lost
 
 
 def _name(recording: Recording) -> str:

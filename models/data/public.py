@@ -18,7 +18,7 @@ from models.data.media import Layout, Pictures, Readings, Sound, has_sound, rows
 from models.data.records import NORMAL, Recording, Span
 from models.data.sets import FILMS, spans_of, there
 
-_SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
+_SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 _UCF_HZ, _XD_HZ, _SHANGHAI_HZ, _AVENUE_HZ, _PED2_HZ = 30.0, 24.0, 24.0, 25.0, 10.0
 _LABELS = "labels.csv"
 #: Names of columns that hold the time or the label of a log, in the order in which they are looked for.
@@ -218,17 +218,17 @@ def audio_folder(root: Path) -> list[Recording]:
     """Any folder of sounds. `labels.csv` (file, label; split, group, start_s, end_s if there are any) labels them,
     more than one row a file where more than one span is marked; without it they are unlabelled."""
     if not (root / _LABELS).is_file():
-        paths = sorted(_below(root, _SOUNDS).values())
-        found = [
-            Recording("audio_folder", str(p.relative_to(root)), "", str(p.relative_to(root)), sound=Sound(p))
-            for p in paths
-        ]
+        items = [str(path.relative_to(root)) for path in _every(root, _SOUNDS)]
+        found = [Recording("audio_folder", item, "", item, sound=Sound(root / item)) for item in items]
         return _some(found, 0, "audio folder", root)
     by_file: dict[str, list[dict[str, str]]] = {}
     for row in rows(root / _LABELS):
-        by_file.setdefault(row.get("file") or row.get("filename") or "", []).append(row)
-    items = there(root, [(name, lines[0]) for name, lines in by_file.items()], "audio folder")
-    return [_labelled(path, str(path.relative_to(root)), by_file[str(path.relative_to(root))]) for path, _ in items]
+        name = row.get("file") or row.get("filename")
+        if not name or "label" not in row:
+            raise ConfigError(f"{root / _LABELS}: a row without a file or a label; its header names {', '.join(row)}")
+        by_file.setdefault(name, []).append(row)
+    items_there = there(root, [(name, {"item": name}) for name in by_file], "audio folder")
+    return [_labelled(path, row["item"], by_file[row["item"]]) for path, row in items_there]
 
 
 def sensor_csv(root: Path) -> list[Recording]:
@@ -286,9 +286,14 @@ def _film(  # noqa: PLR0917
 
 def _below(root: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Name → path of every file of a kind; ConfigError if the folder is not there."""
+    return {path.name: path for path in _every(root, suffixes)}
+
+
+def _every(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Every file of a kind below the folder, in order; ConfigError if the folder is not there."""
     if not root.is_dir():
         raise ConfigError(f"{root} is no folder: name the one that the set was unpacked to")
-    return {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in suffixes}
+    return [path for path in sorted(root.rglob("*")) if path.suffix.lower() in suffixes]
 
 
 def _one(root: Path, pattern: str, title: str) -> Path:

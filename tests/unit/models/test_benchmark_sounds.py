@@ -149,6 +149,16 @@ def test_a_folder_without_labels_is_normal_but_cannot_be_tested(folder):
         recordings.read_folder(Roots(folder, folder), 0)
 
 
+def test_sounds_that_cannot_be_read_are_left_out_and_told(folder):
+    (folder / "audio_folder" / "5.wav").write_text("no sound")
+    (folder / "audio_folder" / "6.wav").write_bytes(b"")
+    data = recordings.read_folder(Roots(folder, folder), 0)
+    assert (len(data.train), len(data.test)) == (15, 3)
+    assert "2 sounds are empty or cannot be read" in data.notes[-1]
+    assert "5.wav" in data.notes[-1]
+    assert "6.wav" in data.notes[-1]
+
+
 @pytest.mark.parametrize("name", recordings.CHANGES)
 def test_a_change_is_heard(name):
     pcm = _wave(5)

@@ -277,6 +277,27 @@ def test_annotations_become_intervals(tmp_path):
     assert clip.wrong(np.arange(6) / 24).tolist() == [0, 0, 1, 1, 0, 0]
 
 
+def test_sounds_of_one_name_in_two_folders_are_two(tmp_path):
+    for folder in ("a", "b"):
+        _sound(tmp_path / folder / "1.wav")
+    assert [r.item for r in read("audio_folder", tmp_path)] == ["a/1.wav", "b/1.wav"]
+
+
+def test_a_label_finds_its_sound_in_another_container(tmp_path):
+    _text(tmp_path / "labels.csv", "file,label", "a.flac,bang")
+    _sound(tmp_path / "a.wav")
+    (found,) = read("audio_folder", tmp_path)
+    assert (found.item, found.label, len(found.pcm(16_000)) > 0) == ("a.flac", "bang", True)
+
+
+@pytest.mark.parametrize("table", [("name,label", "a.wav,bang"), ("file,kind", "a.wav,bang"), ("file,label", ",bang")])
+def test_labels_without_a_file_or_a_label_are_refused(tmp_path, table):
+    _text(tmp_path / "labels.csv", *table)
+    _sound(tmp_path / "a.wav")
+    with pytest.raises(ConfigError, match="without a file or a label"):
+        read("audio_folder", tmp_path)
+
+
 def test_licences_and_rows_without_files(tmp_path, capsys):
     _esc10(tmp_path)
     assert [r.ships for r in read("esc10", tmp_path)] == [True, False]
