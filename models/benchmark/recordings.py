@@ -90,7 +90,8 @@ def read_folder(roots: Roots, seed: int) -> Folder:
     asked, more = _clips([r for r in test if r.label or r.spans], "", seed, most=len(test))
     notes = [] if labelled else ["nothing of the train root is labelled: all of it counts as normal"]
     if broken := [*lost, *more]:
-        notes.append(f"{len(broken)} sounds are empty or cannot be read, and are left out: {', '.join(broken[:_TOLD])}")
+        some = ", ".join(broken[:_TOLD])
+        notes.append(f"{len(broken)} sounds are empty or cannot be read, and are left out: {some}")
     if not asked or not found:
         raise ConfigError(
             f"{roots.test}: {len(asked)} labelled sounds to test, {len(found)} to train on; see labels.csv"

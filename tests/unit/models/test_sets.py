@@ -290,9 +290,9 @@ def test_a_label_finds_its_sound_in_another_container(tmp_path):
     assert (found.item, found.label, len(found.pcm(16_000)) > 0) == ("a.flac", "bang", True)
 
 
-@pytest.mark.parametrize("table", [("name,label", "a.wav,bang"), ("file,kind", "a.wav,bang"), ("file,label", ",bang")])
-def test_labels_without_a_file_or_a_label_are_refused(tmp_path, table):
-    _text(tmp_path / "labels.csv", *table)
+@pytest.mark.parametrize(("header", "row"), [("name,label", "a,b"), ("file,kind", "a,b"), ("file,label", ",b")])
+def test_labels_without_a_file_or_a_label_are_refused(tmp_path, header, row):
+    _text(tmp_path / "labels.csv", header, row)
     _sound(tmp_path / "a.wav")
     with pytest.raises(ConfigError, match="without a file or a label"):
         read("audio_folder", tmp_path)
