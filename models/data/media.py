@@ -337,9 +337,12 @@ def _table(path: Path, layout: Layout, windows: tuple[tuple[str, str], ...] | No
     columns = layout.columns or {
         name: (name, 1.0, 0.0)
         for name in lines[0]
-        if name not in (layout.time, layout.wrong) and name and _is_number(lines[0][name])
+        if name not in (layout.time, layout.wrong) and name and any(_is_number(line[name]) for line in lines)
     }
-    lost = [column for column, _, _ in columns.values() if column not in lines[0]]
+    if not columns:
+        raise ConfigError(f"{path} has no column of numbers; there are {', '.join(map(str, lines[0]))}")
+    needed = [column for column, _, _ in columns.values()] + ([layout.time] if layout.time else [])
+    lost = [column for column in needed if column not in lines[0]]
     if lost:
         raise ConfigError(f"{path} has no column {lost[0]!r}; there are {', '.join(map(str, lines[0]))}")
     read = _with_comma if layout.decimal_comma else _number
@@ -350,34 +353,29 @@ def _table(path: Path, layout: Layout, windows: tuple[tuple[str, str], ...] | No
     wrong = np.full(len(lines), -1, np.int8)
     if layout.wrong is not None and layout.wrong in lines[0]:
         wrong = np.array([_label(path, line[layout.wrong], number) for number, line in enumerate(lines, 2)], np.int8)
-    elif windows is not None and layout.time is not None:
-        bounds = [(_seconds(first), _seconds(last)) for first, last in windows]
-        moments = [_seconds(line[layout.time]) for line in lines]
+    moments = np.arange(len(lines)) * layout.period_s
+    if layout.time is not None:
+        moments = np.array([_seconds(path, line[layout.time]) for line in lines], np.float64)
+    if windows is not None and (layout.wrong is None or layout.wrong not in lines[0]):
+        bounds = [(_seconds(path, first), _seconds(path, last)) for first, last in windows]
         wrong = np.array([any(a <= moment <= b for a, b in bounds) for moment in moments], np.int8)
-    return Log(_times(path, lines, layout), tuple(columns), values, wrong)
+    # Exports that begin with the newest row are common.
+    order = np.argsort(moments, kind="stable")
+    return Log(moments[order] - moments.min(), tuple(columns), values[order], wrong[order])
 
 
-def _times(path: Path, lines: list[dict[str, str]], layout: Layout) -> NDArray[np.float64]:
-    if layout.time is None:
-        return np.arange(len(lines), dtype=np.float64) * layout.period_s
+def _seconds(path: Path, text: str | None) -> float:
     try:
-        seconds = [_seconds(line[layout.time]) for line in lines]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: column {layout.time!r} holds no times: {error}") from error
-    first_s = seconds[0]
-    return np.array([second - first_s for second in seconds], np.float64)
-
-
-def _seconds(text: str) -> float:
-    return float(text) if _is_number(text) else datetime.fromisoformat(text).timestamp()
+        return float(text or "") if _is_number(text) else datetime.fromisoformat(text or "").timestamp()
+    except ValueError as error:
+        raise ConfigError(f"{path}: {text!r} is no time: ISO 8601, or seconds") from error
 
 
 def _is_number(text: str | None) -> bool:
     try:
-        float(text or "")
+        return math.isfinite(float(text or ""))
     except ValueError:
         return False
-    return True
 
 
 def _number(text: str | None) -> float:

@@ -6,17 +6,18 @@ name wherever they lie below `root`, since mirrors pack them differently. None o
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import ConfigError
-from models.data.media import Layout, Pictures, Readings, Sound, has_sound, rows, told
+from models.data.media import STILLS, Layout, Pictures, Readings, Sound, has_sound, rows, told
 from models.data.records import NORMAL, Recording, Span
-from models.data.sets import FILMS, spans_of, there
+from models.data.sets import FILMS, labels, spans_of, there
 
 _SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 _UCF_HZ, _XD_HZ, _SHANGHAI_HZ, _AVENUE_HZ, _PED2_HZ = 30.0, 24.0, 24.0, 25.0, 10.0
@@ -33,17 +34,11 @@ def ucf_crime(root: Path) -> list[Recording]:
     table = _one(root, "Temporal_Anomaly_Annotation*.txt", "UCF-Crime")
     found, lost = [], 0
     for line in _lines(table):
-        name, kind, *numbers = line.split()
+        name, spans = _marked(table, line, _UCF_HZ)
         path = films.get(name)
         if path is None:
             lost += 1
             continue
-        frames = [int(number) for number in numbers]
-        spans = tuple(
-            Span(begin / _UCF_HZ, end / _UCF_HZ, kind.lower())
-            for begin, end in zip(frames[::2], frames[1::2], strict=True)
-            if begin >= 0
-        )
         found.append(_film("ucf_crime", name, "test", path, "" if spans else NORMAL, spans, _UCF_HZ))
     for listed in sorted(root.rglob("Anomaly_Train.txt"))[:1]:
         for line in _lines(listed):
@@ -64,10 +59,8 @@ def xd_violence(root: Path) -> list[Recording]:
     table = _one(root, "annotations.txt", "XD-Violence")
     spans: dict[str, tuple[Span, ...]] = {}
     for line in _lines(table):
-        name, *numbers = line.split()
-        frames = [int(number) for number in numbers]
-        pairs = zip(frames[::2], frames[1::2], strict=True)
-        spans[_stem(name)] = tuple(Span(begin / _XD_HZ, end / _XD_HZ, "violence") for begin, end in pairs)
+        name, marked = _marked(table, line, _XD_HZ, "violence")
+        spans[_stem(name)] = marked
     found = []
     for name, path in sorted(_below(root, FILMS).items()):
         marked = spans.get(_stem(name), ())
@@ -96,7 +89,11 @@ def shanghaitech(root: Path) -> list[Recording]:
         if not path.is_dir():
             lost += 1
             continue
-        spans = spans_of(_array(mask).ravel().astype(int).tolist(), _SHANGHAI_HZ, "unusual")
+        labels = _frame_labels(mask)
+        frames = sum(frame.suffix.lower() in STILLS for frame in path.iterdir())
+        if frames != len(labels):
+            raise ConfigError(f"{mask} labels {len(labels)} frames, and {path} holds {frames}")
+        spans = spans_of(labels, _SHANGHAI_HZ, "unusual")
         group = f"test/{mask.stem.partition('_')[0]}"
         pictures = Pictures(path, rate_hz=_SHANGHAI_HZ)
         found.append(
@@ -143,9 +140,10 @@ def ped2(root: Path) -> list[Recording]:
     for path in clips:
         # `TestVideoFile{end+1}.gt_frame = [61:180];`: one line a clip, in order, 1-based, ends included.
         number = int(path.name[-3:])
+        if not 0 < number <= len(ranges):
+            raise ConfigError(f"{table} marks {len(ranges)} clips: nothing says what is unusual in {path.name}")
         spans = tuple(
-            Span((first - 1.5) / _PED2_HZ, (last - 0.5) / _PED2_HZ, "unusual")
-            for first, last in (ranges[number - 1] if number <= len(ranges) else [])
+            Span((first - 1.5) / _PED2_HZ, (last - 0.5) / _PED2_HZ, "unusual") for first, last in ranges[number - 1]
         )
         found.append(
             Recording(
@@ -163,7 +161,7 @@ def ped2(root: Path) -> list[Recording]:
 
 def esc50(root: Path) -> list[Recording]:
     """ESC-50: `meta/esc50.csv`, `audio/`. Split: the fold. Group: the Freesound clip."""
-    table = list(rows(root / "meta" / "esc50.csv"))
+    table = labels(root / "meta" / "esc50.csv", "filename", "fold", "src_file", "category")
     return [
         Recording(
             "esc50",
@@ -180,7 +178,7 @@ def esc50(root: Path) -> list[Recording]:
 
 def urbansound8k(root: Path) -> list[Recording]:
     """UrbanSound8K: `metadata/UrbanSound8K.csv`, `audio/fold<n>/`. Split: the fold. Group: the Freesound clip."""
-    table = list(rows(root / "metadata" / "UrbanSound8K.csv"))
+    table = labels(root / "metadata" / "UrbanSound8K.csv", "slice_file_name", "fsID", "fold", "class")
     items = [(f"fold{row['fold']}/{row['slice_file_name']}", row) for row in table]
     return [
         Recording(
@@ -250,12 +248,15 @@ def sensor_csv(root: Path) -> list[Recording]:
 
 def _labelled(path: Path, item: str, lines: list[dict[str, str]]) -> Recording:
     first = lines[0]
+    for column in ("split", "group"):
+        if len({line.get(column) or "" for line in lines}) > 1:
+            raise ConfigError(f"{_LABELS}: {item} has two values of {column!r}: a file is of one {column}")
     spans = tuple(
-        Span(float(line["start_s"]), float(line["end_s"]), line["label"])
+        _span(item, line)
         for line in lines
-        if line.get("start_s") and line.get("end_s") and line["label"] != NORMAL
+        if line.get("start_s") and line.get("end_s") and line["label"] not in ("", NORMAL, None)
     )
-    label = "" if spans else first.get("label", "")
+    label = "" if spans else first["label"] or ""
     return Recording(
         "audio_folder",
         item,
@@ -266,6 +267,31 @@ def _labelled(path: Path, item: str, lines: list[dict[str, str]]) -> Recording:
         sound=Sound(path),
         facts=first,
     )
+
+
+def _span(item: str, line: Mapping[str, str]) -> Span:
+    try:
+        span = Span(float(line["start_s"]), float(line["end_s"]), line["label"])
+    except ValueError as error:
+        raise ConfigError(f"{_LABELS}: {item}: start_s and end_s are seconds ({error})") from error
+    if not 0 <= span.start_s < span.end_s:
+        raise ConfigError(f"{_LABELS}: {item}: nothing lies from {span.start_s:g} s until {span.end_s:g} s")
+    return span
+
+
+def _marked(table: Path, line: str, rate_hz: float, label: str = "") -> tuple[str, tuple[Span, ...]]:
+    """A line of an annotation: the video, what is in it unless `label` says that, and pairs of first and last frame;
+    −1 for none."""
+    name, *words = line.split()
+    kind, numbers = (label, words) if label else ("".join(words[:1]).lower(), words[1:])
+    try:
+        frames = [int(number) for number in numbers]
+        pairs = [pair for pair in zip(frames[::2], frames[1::2], strict=True) if pair[0] >= 0]
+    except ValueError as error:
+        raise ConfigError(f"{table}: {line!r} does not end with pairs of frames ({error})") from error
+    if not numbers or any(begin > end for begin, end in pairs):
+        raise ConfigError(f"{table}: {line!r} does not end with pairs of a first and a later frame")
+    return name, tuple(Span(begin / rate_hz, end / rate_hz, kind) for begin, end in pairs)
 
 
 def _film(  # noqa: PLR0917
@@ -307,9 +333,12 @@ def _one(root: Path, pattern: str, title: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the annotation {path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not found:
+        raise ConfigError(f"{path} is empty")
+    return found
 
 
 def _stem(name: str) -> str:
@@ -324,24 +353,27 @@ def _array(path: Path) -> NDArray[np.generic]:
 
 
 def _frame_labels(path: Path) -> list[int]:
+    """One label a frame, or one mask: 1 where anything is marked."""
     if path.suffix == ".npy":
         array = _array(path)
-        return [int(np.any(frame)) for frame in array]
+        if array.ndim == 0 or array.dtype.kind not in "biuf":
+            raise ConfigError(f"{path} holds no numbers, one label or mask a frame ({array.dtype} {array.shape})")
+        return [int(np.any(frame)) for frame in (array.ravel() if array.size == len(array) else array)]
     from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 
     try:
         volume = loadmat(path)["volLabel"].ravel()
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, LookupError, NotImplementedError, MatReadError) as error:
         raise ConfigError(f"cannot read volLabel of {path}: {error!r}") from error
     return [int(np.any(mask)) for mask in volume]
 
 
 def _header(path: Path) -> tuple[str, list[str]]:
-    lines = _lines(path)[:1]
-    if not lines:
-        raise ConfigError(f"{path} holds no header")
-    separator = max((";", ",", "\t"), key=lines[0].count)
-    return separator, lines[0].split(separator)
+    """The separator of a table, and its columns."""
+    first = _lines(path)[0]
+    separator = max((";", ",", "\t"), key=first.count)
+    return separator, next(csv.reader([first], delimiter=separator))
 
 
 def _some(found: Iterable[Recording], lost: int, title: str, looked: Path) -> list[Recording]:

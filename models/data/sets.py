@@ -7,9 +7,10 @@ splits come from the tables, never from file names. Items that a table names and
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from edge_agent.errors import ConfigError
 from models.data.media import Box, Layout, Pictures, Readings, Sound, film_length, rows, told
@@ -74,7 +75,7 @@ def there(
 def esc10(root: Path) -> list[Recording]:
     """ESC-10: `meta.csv`, `audio/`. Group: the Freesound clip; `fold` is among the facts."""
     base = home(root, "esc10")
-    table = [(row["filename"], row) for row in _table(base / "meta.csv", "filename", "category", "fold", "licence")]
+    table = [(row["filename"], row) for row in labels(base / "meta.csv", "filename", "category", "fold", "licence")]
     return [
         Recording(
             "esc10",
@@ -93,7 +94,7 @@ def esc10(root: Path) -> list[Recording]:
 def sesa(root: Path) -> list[Recording]:
     """SESA: `meta.csv`; split by `use`, which keeps near duplicates (`group`) together; the official one leaks."""
     base = home(root, "sesa")
-    table = [(row["filename"], row) for row in _table(base / "meta.csv", "filename", "category", "use", "group")]
+    table = [(row["filename"], row) for row in labels(base / "meta.csv", "filename", "category", "use", "group")]
     return [
         Recording(
             "sesa",
@@ -112,7 +113,7 @@ def sesa(root: Path) -> list[Recording]:
 def fight_surv(root: Path) -> list[Recording]:
     """Fights before surveillance cameras: `labels.csv`, `clips/`. Group: the video a clip was cut from."""
     base = home(root, "fight_surv")
-    table = [(row["clip"], row) for row in _table(base / "labels.csv", "clip", "fight", "source_video", "audio")]
+    table = [(row["clip"], row) for row in labels(base / "labels.csv", "clip", "fight", "source_video", "audio")]
     return [
         Recording(
             "fight_surv",
@@ -132,7 +133,7 @@ def fight_surv(root: Path) -> list[Recording]:
 def fire_images(root: Path) -> list[Recording]:
     """Stills with and without fire: `labels.csv`. Rights not cleared: for evaluation only."""
     base = home(root, "fire_images")
-    table = [(row["filename"], row) for row in _table(base / "labels.csv", "filename", "fire", "split")]
+    table = [(row["filename"], row) for row in labels(base / "labels.csv", "filename", "fire", "split")]
     return [
         Recording(
             "fire_images",
@@ -153,7 +154,7 @@ def fire_video(root: Path) -> list[Recording]:
     film = next(iter(sorted(p for p in base.glob("house6.*") if p.suffix.lower() in FILMS)), base / "house6.mp4")
     boxes: dict[int, list[Box]] = {}
     width, height = _BOXED_SIZE
-    for row in _table(base / "house6_boxes.csv", "frame", "x", "y", "w", "h"):
+    for row in labels(base / "house6_boxes.csv", "frame", "x", "y", "w", "h"):
         x, y, w, h = (float(row[key]) for key in "xywh")
         boxes.setdefault(int(row["frame"]), []).append((x / width, y / height, (x + w) / width, (y + h) / height))
     marks = {index: tuple(found) for index, found in boxes.items()}
@@ -179,7 +180,7 @@ def ucsd_ped2(root: Path) -> list[Recording]:
         for path in sorted(p for p in (base / "train").glob("*") if p.suffix.lower() in FILMS)
     ]
     frames: dict[str, list[int]] = {}
-    for row in _table(base / "test_frame_labels.csv", "clip", "frame", "abnormal"):
+    for row in labels(base / "test_frame_labels.csv", "clip", "frame", "abnormal"):
         frames.setdefault(row["clip"], []).append(int(row["abnormal"]))
     named = [(clip, path) for clip in frames for path in sorted((base / "test").glob(f"{clip}.*"))]
     if not found and not named:
@@ -254,12 +255,11 @@ def skab(root: Path) -> list[Recording]:
 def nab(root: Path) -> list[Recording]:
     """Numenta: `data/<category>/<stream>.csv` with the windows of `labels/combined_windows.json` (MIT)."""
     base = home(root, "nab")
+    path = base / "labels" / "combined_windows.json"
     try:
-        windows = json.loads((base / "labels" / "combined_windows.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the label windows {base / 'labels' / 'combined_windows.json'}: {error}"
-        ) from error
+        windows = msgspec.json.decode(path.read_bytes(), type=dict[str, list[tuple[str, str]]])
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"cannot read the label windows {path}: {error}") from error
     table = [(name, {"stream": name}) for name in windows]
     return [
         Recording(
@@ -270,7 +270,7 @@ def nab(root: Path) -> list[Recording]:
             readings=Readings(
                 path,
                 _nab_layout(row["stream"]),
-                windows=tuple((first, last) for first, last in windows[row["stream"]]),
+                windows=tuple(windows[row["stream"]]),
             ),
             ships=True,
             facts=row,
@@ -346,7 +346,7 @@ def _quarters(name: str, path: Path, label: str, boxes: Mapping[int, tuple[Box, 
     ]
 
 
-def _table(path: Path, *needed: str) -> list[dict[str, str]]:
+def labels(path: Path, *needed: str) -> list[dict[str, str]]:
     """All rows of a label table; ConfigError for a column that is not there."""
     found = list(rows(path))
     lost = [name for name in needed if found and name not in found[0]]

@@ -257,6 +257,94 @@ def test_a_folder_without_the_set_says_what_was_looked_for(name, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def _write(name: str, *lines: str):
+    return lambda root: _text(root / name, *lines)
+
+
+def _bytes(name: str):
+    return lambda root: (root / name).write_bytes(b"neither this nor that")
+
+
+def _decode(recordings) -> None:
+    for recording in recordings:
+        if recording.pictures is not None:
+            recording.frames(SMALL)
+        if recording.sound is not None:
+            recording.pcm(16_000)
+        if recording.readings is not None:
+            recording.log()
+
+
+#: Format, what is done to its folder, what the error says.
+BROKEN = [
+    ("ucf_crime", _write("Temporal_Anomaly_Annotation.txt", "N1_x264.avi Normal 3 x"), "N1_x264.avi Normal 3 x"),
+    ("ucf_crime", _write("Temporal_Anomaly_Annotation.txt", "N1_x264.avi Abuse 3 4 5"), "pairs of frames"),
+    ("ucf_crime", _write("Temporal_Anomaly_Annotation.txt", "N1_x264.avi"), "pairs of a first and a later"),
+    ("ucf_crime", _write("Temporal_Anomaly_Annotation.txt", "N1_x264.avi Abuse 9 4"), "pairs of a first and a later"),
+    ("ucf_crime", _write("Temporal_Anomaly_Annotation.txt"), "Annotation.txt is empty"),
+    ("ucf_crime", _bytes("Videos/Abuse/Abuse028_x264.avi"), "cannot open film"),
+    ("xd_violence", _write("annotations.txt", "A__#1_label_G.avi 24"), "pairs of frames"),
+    ("shanghaitech", _bytes("testing/test_frame_mask/02_0014.npy"), "frame labels"),
+    ("shanghaitech", lambda root: (root / "testing/frames/02_0014/000.jpg").unlink(), "6 frames, and .* holds 5"),
+    ("avenue", _bytes("labels/2_label.mat"), "volLabel"),
+    ("avenue", lambda root: np.save(root / "2.npy", np.array(["a", "b"])), "holds no numbers"),
+    ("ped2", _write("Test/UCSDped2.m", "TestVideoFile = {};"), "nothing says what is unusual in Test001"),
+    ("ped2", _bytes("Test/Test001/000.tif"), r"cannot read picture .*000\.tif"),
+    ("esc50", _write("meta/esc50.csv", "filename,fold,category", "1-9-A-0.wav,3,dog"), "no column 'src_file'"),
+    ("esc50", _bytes("audio/1-9-A-0.wav"), "cannot read sound"),
+    ("urbansound8k", _write("metadata/UrbanSound8K.csv", "slice_file_name,fold,class", "a.wav,5,x"), "column 'fsID'"),
+    ("mimii", _bytes("fan/id_00/normal/00000000.wav"), "cannot read sound"),
+    ("skab", _write("skab/valve1/0.csv", "datetime;x", "1;2"), "no column 'Accelerometer1RMS'"),
+    ("nab", _write("nab/labels/combined_windows.json", '{"a.csv": [["2014-01-01"]]}'), "label windows"),
+    (
+        "audio_folder",
+        _write("labels.csv", "file,label,start_s,end_s", "a.wav,bang,x,2"),
+        "start_s and end_s are seconds",
+    ),
+    (
+        "audio_folder",
+        _write("labels.csv", "file,label,start_s,end_s", "a.wav,bang,2,1"),
+        "nothing lies from 2 s until 1 s",
+    ),
+    (
+        "audio_folder",
+        _write("labels.csv", "file,label,split", "a.wav,x,dev", "a.wav,y,train"),
+        "two values of 'split'",
+    ),
+    ("audio_folder", _write("labels.csv", "file;label", "a.wav;x"), "without a file or a label"),
+    ("audio_folder", _write("labels.csv", "name,label", "a.wav,x"), "without a file or a label"),
+    ("sensor_csv", _write("plant.csv", "time,flow", "later,1"), "'later' is no time"),
+    ("sensor_csv", _write("plant.csv", "time,flow,anomaly", "1,1,yes"), "label 'yes' is neither 0 nor 1"),
+    ("sensor_csv", _write("plant.csv", "time,flow", "1,on", "2,inf"), "no column of numbers"),
+    ("sensor_csv", _write("plant.csv"), "is empty"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), BROKEN)
+def test_a_broken_set_is_refused_by_what_is_wrong_with_it(name, spoil, said, tmp_path):
+    CASES[name][0](tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        _decode(read(name, tmp_path))
+
+
+def test_labels_find_a_sound_in_another_container_and_under_a_longer_path(tmp_path):
+    _audio_folder(tmp_path)
+    _text(tmp_path / "labels.csv", "filename,label", "./a.flac,bang", "b.wav,")
+    assert [(r.item, r.label) for r in read("audio_folder", tmp_path)] == [("./a.flac", "bang"), ("b.wav", "")]
+
+
+def test_a_table_as_a_spreadsheet_exports_it(tmp_path):
+    """A byte order mark, quotes, the newest row first, empty cells in the first row and among the labels."""
+    lines = '\ufeff"time","flow","level","anomaly"', '"2","","3","1"', '"1","7","4",""', '"0","8","nan","0"'
+    _text(tmp_path / "plant.csv", *lines)
+    log = read("sensor_csv", tmp_path)[0].log()
+    assert log.names == ("flow", "level")
+    assert log.time_s.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(log.values, [[8, np.nan], [7, 4], [np.nan, 3]])
+    assert log.wrong.tolist() == [0, -1, 1]
+
+
 def test_an_unknown_format_lists_those_there_are(tmp_path):
     with pytest.raises(ConfigError, match="ucf_crime"):
         read("imagenet", tmp_path)
