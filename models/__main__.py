@@ -121,11 +121,15 @@ def _add_evaluate(commands: Commands) -> None:
     judge = commands.add_parser("evaluate", help="what a bundle is worth: one table, and one page with plots")
     judge.add_argument("--bundle", type=Path, default=SHIPPED)
     judge.add_argument("--against", type=Path, nargs="*", default=[], help="other bundles to stand beside it")
-    judge.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: sessions alone")
+    judge.add_argument(
+        "--teacher", type=Path, help="its float32 network, in torch too: the folder `teacher` that its training left"
+    )
+    judge.add_argument("--ablations", type=Path, metavar="FOLDER", help="of `ablate --out`: its table on the page")
+    judge.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated alone")
     judge.add_argument(
         "--engines", nargs="+", metavar="ENGINE", help="the first carries all (default: all installed)"
     )
-    judge.add_argument("--quick", action="store_true", help="two minutes of sessions: a look, no figures to publish")
+    judge.add_argument("--quick", action="store_true", help="a few sessions: a look, no figures to publish")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--html", type=Path, default=Path("evaluation.html"), help="the page (default: %(default)s)")
     judge.add_argument("--json", type=Path, help="write the figures there")
@@ -199,9 +203,11 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         options.bundle,
         tuple(options.engines or installed()),
         tuple(options.against),
-        assess.SCALES["quick" if options.quick else "full"],
-        None if options.data == "none" else _root(options.data),
-        options.seed,
+        teacher=options.teacher,
+        ablations=options.ablations,
+        scale=assess.SCALES["quick" if options.quick else "full"],
+        root=None if options.data == "none" else _root(options.data),
+        seed=options.seed,
     )
     found = assess.assess(wanted, preset(name.rsplit("-", 1)[0]))
     print(found.text())

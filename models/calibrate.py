@@ -29,6 +29,7 @@ from models.data.compose import Composer, Windows
 from models.data.site import QUIET_SEEDS
 from models.evaluation.fieldtest import sustained
 from models.evaluation.sessions import BELONGS_S, play, simulated
+from models.metrics import expected_error
 from models.network.fusion import FusionHead
 from models.progress import tracked
 from models.training.train import fusion_batch
@@ -44,9 +45,10 @@ _CLASS_LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _CLASS_PRECISION, _CLASS_FEWEST = 0.9, 20
 #: Held-out windows that temperatures are fitted on, and as many that they are judged on.
 _WINDOWS = 4000
-#: Bounds of a scale (one over the temperature), and bins of equal width that errors are told by.
+#: Bounds of a scale (one over the temperature).
 _SCALES = (0.05, 20.0)
-_BINS = 15
+#: A retraining from verdicts makes a scale larger or smaller by this at most.
+_REFIT = (0.5, 2.0)
 _DEMO_SEEDS = (4000, 4001)
 
 
@@ -68,12 +70,9 @@ def scale(logit: NDArray[Any], truth: NDArray[Any]) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def expected_error(logit: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Expected calibration error: |share that was so − mean probability| over 15 bins, weighted by their windows."""
-    probability = 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -60, 60)))
-    place = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    off = np.abs(np.bincount(place, truth - probability, _BINS))
-    return float(off.sum() / max(len(truth), 1))
+def error(logit: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Expected calibration error of logits."""
+    return expected_error(1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -60, 60))), truth)
 
 
 def likelihood_loss(logit: NDArray[Any], truth: NDArray[Any]) -> float:
@@ -91,21 +90,52 @@ def temperatures(head: FusionHead, composer: Composer, seed: int) -> dict[str, A
         buffer.fill_(1.0)
     found = {name: scale(*pair) for name, pair in outputs(head, fitted).items()}
     before = outputs(head, judged)
-    head.scale.logit.fill_(found["score"])
-    head.scale.classes.copy_(torch.tensor([found[name] for name in CLASSES]))
-    head.scale.modalities.copy_(torch.tensor([found[name] for name in MODALITIES]))
+    _set_scales(head, found)
     after = outputs(head, judged)
     return {
         name: {
             "temperature": round(1 / found[name], 4),
             "windows": len(truth),
-            "ece_before": round(expected_error(before[name][0], truth), 4),
-            "ece": round(expected_error(logit, truth), 4),
+            "ece_before": round(error(before[name][0], truth), 4),
+            "ece": round(error(logit, truth), 4),
             "nll_before": round(likelihood_loss(before[name][0], truth), 4),
             "nll": round(likelihood_loss(logit, truth), 4),
         }
         for name, (logit, truth) in after.items()
     }
+
+
+def refit(head: FusionHead, start: FusionHead, windows: Windows) -> dict[str, dict[str, float]]:
+    """Temperatures of a head that went on learning from `start`, whose own they were; set, and told before and after.
+
+    `windows` trained neither. They may be few, so only the change is taken from them: each temperature is multiplied
+    by the ratio of what is likeliest for the two heads on the same windows, within `_REFIT`.
+    """
+    known, learned = outputs(start, windows), outputs(head, windows)
+    before = _scales(head)
+    ratio = {name: float(np.clip(scale(*learned[name]) / scale(*known[name]), *_REFIT)) for name in before}
+    _set_scales(head, {name: before[name] * ratio[name] for name in before})
+    after = outputs(head, windows)
+    return {
+        name: {
+            "before": round(1 / before[name], 4),
+            "after": round(1 / (before[name] * ratio[name]), 4),
+            "nll_before": round(likelihood_loss(*learned[name]), 4),
+            "nll": round(likelihood_loss(*after[name]), 4),
+        }
+        for name in before
+    }
+
+
+def _scales(head: FusionHead) -> dict[str, float]:
+    parts = (head.scale.logit.reshape(1), head.scale.modalities, head.scale.classes)
+    return dict(zip(("score", *MODALITIES, *CLASSES), torch.cat(parts).tolist(), strict=True))
+
+
+def _set_scales(head: FusionHead, found: Mapping[str, float]) -> None:
+    head.scale.logit.fill_(found["score"])
+    head.scale.classes.copy_(torch.tensor([found[name] for name in CLASSES]))
+    head.scale.modalities.copy_(torch.tensor([found[name] for name in MODALITIES]))
 
 
 def outputs(head: FusionHead, windows: Windows) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:

@@ -135,3 +135,11 @@ def gain_interval(
     )
     low, high = np.percentile(found, (2.5, 97.5))
     return float(low), float(high)
+
+
+def expected_error(probability: Array, truth: Array, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., ICML 2017): |share that was so − mean probability| over bins of equal
+    width, weighted by their items. 0 without any."""
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    off = np.abs(np.bincount(place, truth - probability, bins))
+    return float(off.sum() / max(len(truth), 1))

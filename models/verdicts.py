@@ -34,7 +34,7 @@ from edge_agent.contract.manifest import GRAPHS, Manifest
 from edge_agent.core.records import F32, Engine, Model
 from edge_agent.engine import compile_graphs, load, open_bundle, selftest
 from edge_agent.errors import BundleError, ConfigError
-from models import bundle
+from models import bundle, calibrate
 from models.compression.export import export
 from models.compression.tables import lighten_file
 from models.config import CLASSES, Preset, preset
@@ -128,13 +128,17 @@ def retrain(path: Path, start: Path, out: Path, seed: int) -> dict[str, Any]:
     replay = bundle.load_arrays(start / bundle.REPLAY)
     before = _judged(head, lessons)
     _fine_tune(head, lessons, _unpacked(replay, "train"), seed)
-    stride, ap_before, ap_after = _restrained(head, start, shape, _unpacked(replay, "dev"))
+    frozen = _unpacked(replay, "dev")
+    origin = _origin(start, shape)
+    stride, ap_before, ap_after = _restrained(head, origin, frozen)
+    heat = calibrate.refit(head, origin, frozen)
     figures: dict[str, Any] = {
         "start": model.hash,
         "events": len(lessons),
         "windows": int(sum(len(lesson.windows.wrong) for lesson in lessons)),
         "stride": stride,
         "frozen_ap": {"before": round(ap_before, 4), "after": round(ap_after, 4)},
+        "temperatures": heat,
         "judged": {"before": before, "after": _judged(head, lessons)},
     }
     _write(model, start, out, head, figures)
@@ -228,12 +232,15 @@ def _fine_tune(head: FusionHead, lessons: Sequence[Lesson], replay: Windows, see
     head.eval()
 
 
-def _restrained(head: FusionHead, start: Path, shape: Preset, frozen: Windows) -> tuple[float, float, float]:
-    """Go as far from the start as the frozen windows allow: (stride, their AP before, and after). BundleError if no
-    step at all is allowed."""
+def _origin(start: Path, shape: Preset) -> FusionHead:
     origin = fusion_head(shape)
     bundle.load_weights(start / bundle.WEIGHTS, origin)
-    origin.eval()
+    return origin.eval()
+
+
+def _restrained(head: FusionHead, origin: FusionHead, frozen: Windows) -> tuple[float, float, float]:
+    """Go as far from the start as the frozen windows allow: (stride, their AP before, and after). BundleError if no
+    step at all is allowed."""
     first, goal = origin.state_dict(), {name: tensor.clone() for name, tensor in head.state_dict().items()}
     before = _frozen_ap(origin, frozen)
     for stride in _STRIDES:
@@ -290,11 +297,12 @@ def _write(model: Model, start: Path, out: Path, head: FusionHead, figures: dict
     inputs = (arrays["frames"], arrays["pcm"], arrays["readings"])
     bundle.save_arrays(out / bundle.GOLDEN, bundle.golden(engine, shape, *inputs))
     card = (out / bundle.CARD).read_text(encoding="utf-8") if (out / bundle.CARD).is_file() else ""
-    frozen = figures["frozen_ap"]
+    frozen, heat = figures["frozen_ap"], figures["temperatures"]["score"]
     told = (
         f"\n## Retrained from verdicts: release {old.counter + 1}\n"
         f"{figures['events']} judged events ({figures['windows']} windows) moved the head {figures['stride']:.0%}\n"
-        f"of the way; average precision on the frozen windows {frozen['before']} before, {frozen['after']} after.\n"
+        f"of the way; average precision on the frozen windows {frozen['before']} before, {frozen['after']} after;\n"
+        f"temperature of the score {heat['before']} before, {heat['after']} after.\n"
         f"Started from {model.hash}.\n"
     )
     (out / bundle.CARD).write_text(card + told, encoding="utf-8")

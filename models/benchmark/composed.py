@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,79 +28,43 @@ import edge_agent
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.contract.manifest import GRAPHS
 from edge_agent.core import infer
-from edge_agent.core.pipeline import Pipeline
-from edge_agent.core.records import F32, Arrays, Engine, Model
+from edge_agent.core.records import F32, Engine, Model
 from edge_agent.engine import Bundle, compile_graphs, installed, open_bundle
 from edge_agent.errors import ConfigError
-from models.benchmark.listeners import side_by_side
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant
 from models.compression.export import export
 from models.config import Preset, Schedule, preset
-from models.data import registry, sets
 from models.data.compose import Composer, Trio
-from models.data.episodes import Episode, Renderer, stage_of
-from models.data.mixture import MIXTURE, Shelf, plan
+from models.data.episodes import Episode
+from models.data.mixture import MIXTURE
 from models.data.records import Recording
 from models.data.tracks import TrackMaker
+from models.evaluation import sessions
+from models.evaluation.composed import SETS_READ, TESTED, Episodes, read, session_of, tested
+from models.evaluation.sessions import Answer, Listening
 from models.metrics import average_precision
 from models.network.graphs import fusion_head
-from models.progress import tracked
+from models.processes import interleaved, side_by_side
 from models.runtime import INPUT, INT8
 from models.training.linear import logistic
 from models.training.train import train_fusion
 
-SETS_READ = (
-    "sesa",
-    "esc10",
-    "sample_videos",
-    "fire_video",
-    "fire_images",
-    "ucsd_ped2",
-    "fight_surv",
-    "occupancy",
-    "smoke_iot",
-)
-#: Episodes that are tested, and that the recipe's head learns from; made-up stills on each stage.
-_TESTED, _TAUGHT, _STILLS = 240, 300, 12
-_HALVES = 2
+#: Episodes that the recipe's head learns from.
+_TAUGHT = 300
 _HEAD = Schedule(steps=800, batch=128, rate=2e-3)
 #: Steps that the score must hold.
 _SUSTAINED = 2
 #: No figure of a DATA.md: what must be beaten is the best single modality of the same run.
 FLOOR: dict[str, float] = {}
-Item = TypeVar("Item")
 Found = TypeVar("Found")
-#: Modalities that the head was given → its logit.
-Answer = dict[frozenset[int], float]
 ALL = frozenset(range(len(MODALITIES)))
-
-
-class Listening:
-    """An engine that keeps what the head said under every mask, one `Answer` a step."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.answers: list[Answer] = []
-
-    def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
-        outputs = self._engine.run(graph, items)
-        if graph == "fusion":
-            for item, output in zip(items, outputs, strict=True):
-                held = frozenset(int(column) for column in np.flatnonzero(item["mask"].any(0)))
-                if not held:  # the empty mask comes first
-                    self.answers.append({})
-                self.answers[-1][held] = float(output["logit"])
-        return outputs
-
-    def close(self) -> None:
-        """Nothing: the engine is somebody else's."""
 
 
 @dataclass(frozen=True)
 class Heard:
     """What one variant said of one episode."""
 
-    answers: list[Answer]  #: one a step
+    answers: Sequence[Answer]  #: one a step
     own: NDArray[np.float64]  #: (steps, 3) logits of the encoders' own; NaN where one is missing
 
     def score(self, kept: frozenset[int]) -> float:
@@ -134,59 +98,29 @@ def stock(roots: Roots) -> Stock:
     A set's own split `test` (Ped2's labelled clips) is tested where the roots are one.
     """
     notes: list[str] = []
-    near = _read(roots.train, notes, "train root")
+    near = read(roots.train, notes, "train root")
     if roots.same:
         train = [r for r in near if r.split == "train"]
-        test = [r for r in near if r.split in ("dev", "test")]
+        test = tested(near)
     else:
-        test = _read(roots.test, notes, "test root")
-        tested = {f"{r.source}/{r.item}/{r.group}" for r in test}
-        train = [r for r in near if r.split in ("train", "dev") and f"{r.source}/{r.item}/{r.group}" not in tested]
+        test = read(roots.test, notes, "test root")
+        there = {f"{r.source}/{r.item}/{r.group}" for r in test}
+        train = [r for r in near if r.split in ("train", "dev") and f"{r.source}/{r.item}/{r.group}" not in there]
     if not test:
         raise ConfigError(f"no set to compose episodes of in {roots.test}; looked for {', '.join(SETS_READ)}")
     return Stock(train, test, notes)
 
 
-def _read(root: Path, notes: list[str], title: str) -> list[Recording]:
-    found: list[Recording] = []
-    lost = []
-    readers: dict[str, Callable[[Path], list[Recording]]] = {name: registry.FORMATS[name] for name in SETS_READ}
-    for name, reader in {**readers, "nab": sets.ambient}.items():
-        try:
-            found += reader(root) if (root / name).is_dir() else []
-        except ConfigError:  # a folder of which a part is withheld
-            lost.append(name)
-            continue
-        if not (root / name).is_dir():
-            lost.append(name)
-    if lost:
-        notes.append(f"{title}: not there: {', '.join(lost)}")
-    return found
-
-
 @dataclass(frozen=True)
 class Job:
-    """Every `stride`-th episode of a plan, from the `first` on: what one process does."""
+    """Episodes of a plan on some engines of a bundle: what one process does."""
 
-    recordings: Sequence[Recording]
-    shape: Preset
-    split: str
-    count: int
+    episodes: Episodes
     engines: tuple[str, ...]
     shipped: Path
-    first: int = 0
-    stride: int = 1
 
     def halves(self) -> list[Job]:
-        return [replace(self, first=first, stride=_HALVES) for first in range(_HALVES)]
-
-    def episodes(self) -> Iterator[Episode]:
-        """Rendered one by one: all of them do not fit in memory."""
-        shelf = Shelf(self.recordings)
-        stage = stage_of(self.recordings, self.shape, dict(MIXTURE.seeds)[self.split], _STILLS)
-        renderer = Renderer(shelf, stage, self.shape)
-        for entry in tracked("episodes", plan(shelf, self.split, self.count)[self.first :: self.stride]):
-            yield renderer.render(entry, MIXTURE.steps)
+        return [replace(self, episodes=half) for half in self.episodes.halves()]
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Bundle, dict[Variant, Engine]]]:
@@ -211,7 +145,7 @@ def play(job: Job) -> tuple[list[Episode], dict[Variant, list[Heard]]]:
     episodes: list[Episode] = []
     heard: dict[Variant, list[Heard]] = {}
     with job.opened() as (opened, engines):
-        for episode in job.episodes():
+        for episode in job.episodes.rendered():
             for variant, engine in engines.items():
                 heard.setdefault(variant, []).append(_played(Model(opened.manifest, opened.hash, engine), episode))
             episodes.append(_bare(episode))
@@ -223,9 +157,9 @@ def encode(job: Job) -> tuple[list[Episode], dict[Variant, list[Trio]]]:
     episodes: list[Episode] = []
     trios: dict[Variant, list[Trio]] = {}
     with job.opened() as (_, engines):
-        for episode in job.episodes():
+        for episode in job.episodes.rendered():
             for variant, engine in engines.items():
-                trios.setdefault(variant, []).append(_maker(job.shape, engine).episode(episode))
+                trios.setdefault(variant, []).append(_maker(job.episodes.shape, engine).episode(episode))
             episodes.append(_bare(episode))
     return episodes, trios
 
@@ -235,20 +169,16 @@ def _together(
 ) -> tuple[list[Episode], dict[Variant, list[Found]]]:
     """Both halves at once, back in the order of the plan."""
     parts = side_by_side(function, job.halves())
-    episodes = _interleaved([found for found, _ in parts])
-    return episodes, {variant: _interleaved([found[variant] for _, found in parts]) for variant in parts[0][1]}
-
-
-def _interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
-    longest = max(len(part) for part in parts)
-    return [part[i] for i in range(longest) for part in parts if i < len(part)]
+    episodes = interleaved([found for found, _ in parts])
+    return episodes, {variant: interleaved([found[variant] for _, found in parts]) for variant in parts[0][1]}
 
 
 def bundle(roots: Roots, seed: int, shipped: Path) -> Block:
     """The bundle as a device runs it: every test episode through `Pipeline`. Minutes."""
     opened = open_bundle(shipped)
     found = stock(roots)
-    episodes, heard = _together(play, Job(found.test, _shape(opened), "test", _TESTED, _engines(roots), shipped))
+    composed = Episodes(found.test, _shape(opened), "test", TESTED)
+    episodes, heard = _together(play, Job(composed, _engines(roots), shipped))
     notes = [*found.notes, _told(episodes)]
     trained = sum(r.ships and r.split == "train" for r in found.test)
     if trained:
@@ -270,14 +200,14 @@ def recipe(roots: Roots, seed: int) -> Block:
     shape = replace(_shape(opened), fusion=_HEAD)
     found = stock(roots)
     names = _engines(roots)
-    _, lessons = _together(encode, Job(found.train, shape, "train", _TAUGHT, names[:1], shipped))
+    _, lessons = _together(encode, Job(Episodes(found.train, shape, "train", _TAUGHT), names[:1], shipped))
     taught = lessons[names[0], INT8]
     head = fusion_head(shape)
     train_fusion(head, shape, Composer.of(taught, [], shape.history), seed)
     with tempfile.TemporaryDirectory() as folder:
         export(head, shape, "fusion", Path(folder) / "fusion.onnx")
         graph = (Path(folder) / "fusion.onnx").read_bytes()
-    episodes, trios = _together(encode, Job(found.test, shape, "test", _TESTED, names, shipped))
+    episodes, trios = _together(encode, Job(Episodes(found.test, shape, "test", TESTED), names, shipped))
     judged: dict[Variant, Judged] = {}
     for (name, precision), mine in trios.items():
         engine = compile_graphs({"fusion": graph}, opened.manifest, name)
@@ -318,16 +248,8 @@ def _maker(shape: Preset, engine: Engine) -> TrackMaker:
 
 def _played(model: Model, episode: Episode) -> Heard:
     """The steps that count, as the device scores them."""
-    listening = Listening(model.engine)
-    own: list[Mapping[str, float]] = []
-    pipeline = Pipeline(
-        [episode.scene()],
-        Model(model.manifest, model.hash, listening),
-        on_scores=lambda scores: own.append(scores.modality_logits),
-    )
-    for sample in episode.samples():
-        pipeline.push(sample)
-    return Heard(listening.answers[-episode.steps :], _own(own[-episode.steps :]))
+    played = sessions.play(model, session_of(episode))
+    return Heard(played.answers, _own([scores.modality_logits for scores in played.scores]))
 
 
 def _encoded(model: Model, trio: Trio, shape: Preset) -> Heard:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +26,8 @@ _RATE, _DECAY = 4e-3, 0.03
 CALIBRATION = 128  #: windows that int8 scales are taken from
 MOST = "most"
 _AT_ONCE = 64  #: clips whose windows are in memory together
-#: Processes that train at once: figures are promised for a machine of two cores.
-_PROCESSES = 2
 
 Rng = np.random.Generator
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -82,16 +75,6 @@ def made_of(listener: Listener, clips: Sequence[Clip], seed: int) -> Made:
         of_clip = windows_of(clips[int(index)].pcm, SPEC)
         windows.append(of_clip[int(rng.integers(len(of_clip)))])
     return make(PRESET, {"audio": listener}, {"audio": windows}, {"audio": listener.outputs})
-
-
-def side_by_side(function: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-    """`function` of every item, two at a time where there are two cores; items and answers travel."""
-    count = min(_PROCESSES, len(os.sched_getaffinity(0)), len(items))
-    if count < 2:
-        return [function(item) for item in items]
-    # Spawned: a fork would inherit the locks of torch's and the engines' threads.
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        return list(pool.map(function, items))
 
 
 def clip_outputs(engine: Engine, sounds: Sequence[I16], names: Sequence[str]) -> dict[str, F32]:

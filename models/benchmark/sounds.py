@@ -28,7 +28,6 @@ from models.benchmark.listeners import (
     listener_of,
     made_of,
     mixed,
-    side_by_side,
     start_of,
     synthetic_noise,
     trained,
@@ -39,6 +38,7 @@ from models.config import CLASSES, SOUNDS
 from models.data.listening import pooled, windows_of
 from models.data.media import decode_sound, rows
 from models.metrics import accuracy, alarm_share_at_recall, auc
+from models.processes import side_by_side
 from models.runtime import shipped_variants, through, variants
 from models.training.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
 from models.training.linear import Linear, logistic

@@ -32,6 +32,8 @@ class Disturbance:
 _GRAIN_LEVELS, _HISS_DB = 20.0, 6.0
 #: Noise of a reading as a part of its size, and its least.
 _JITTER, _JITTER_LEAST = 0.05, 0.2
+#: For so long a gateway tells the last reading of a sensor of another place.
+_HELD_NS = 5_000_000_000
 
 Rng = np.random.Generator
 
@@ -45,7 +47,7 @@ def disturbed(
     noisy          grain on the pictures, hiss 6 dB below the sound, jitter on the readings
     frozen         the first picture, the first piece of sound, the first value of each channel, again and again
     contradicting  its samples carry the data of `other`, a stream of another place with the same timing: what is
-                   heard does not belong to what is seen. A reading that `other` lacks at that time is left out;
+                   heard does not belong to what is seen. A reading that `other` had not for a while is left out;
                    ValueError if its pictures or its sound end before those of the stream
     """
     kind = KINDS[modality]
@@ -113,7 +115,7 @@ def _foreign_readings(foreign: Iterator[Sample]) -> _Change:
             now[ahead.data.channel] = ahead
             ahead = next(foreign, None)
         found = now.get(sample.data.channel)
-        return found.data if found is not None and found.captured_ns == sample.captured_ns else None
+        return found.data if found is not None and sample.captured_ns - found.captured_ns < _HELD_NS else None
 
     return swap
 

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from edge_agent.config import Channel, SceneConfig
-from edge_agent.contract.event import Event, Modality
+from edge_agent.contract.event import MODALITIES, Event, Modality
 from edge_agent.contract.manifest import Manifest
 from edge_agent.core.pipeline import Pipeline
-from edge_agent.core.records import CLOCK, Model, Sample, Scores
+from edge_agent.core.records import CLOCK, F32, Arrays, Engine, Model, Sample, Scores
 from edge_agent.simulate import CHANNELS, Site
 from models.evaluation.disturb import Disturbance, disturbed
 
 _MS = 1_000_000
 #: A frame is taken this long before the moment that it stands for: the nearest one that is not newer.
-_BEFORE_MS = 10
+BEFORE_MS = 10
 #: A window closes at the latest this long after its end.
-_LATE_MS = 600
+LATE_MS = 600
 #: After its cause is over an anomaly fades: such steps are neither wrong nor normal.
 FADES_S = 4.0
 #: An alert that comes this long after a cause is over still belongs to it.
 BELONGS_S = 4.0
+#: What an encoder's own logit is taken as where its modality is missing.
+UNHEARD = -30.0
+
+#: Modalities (by their number) that the head was given → its logit.
+Answer = Mapping[frozenset[int], float]
+Marks = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +51,59 @@ class Session:
     """Some time at one place, as the sources deliver it, and what is wrong in it."""
 
     name: str
-    kind: str  #: composed | simulated
+    kind: str  #: composed | simulated | what recorded footage it is
     seconds: float
     scene: SceneConfig
     causes: tuple[Cause, ...]
     samples: Callable[[Manifest], Iterable[Sample]]  #: anew at each call, timed for the steps of that manifest
+    begin_s: float = 0.0  #: what lies before only leads in, and is not counted
+    #: What each step from `begin_s` on shows in each modality (1 wrong, 0 not, −1 too little to say), where that is
+    #: known better than by `causes`.
+    marks: Mapping[Modality, Marks] | None = None
 
-    def truth(self, times_s: NDArray[np.float64]) -> NDArray[np.int8]:
-        """(n,) for steps that end then: 1 wrong, 0 normal, −1 neither (a cause has just ended)."""
-        found = np.zeros(len(times_s), np.int8)
+    def shows(self, modality: Modality, times_s: NDArray[np.float64]) -> Marks:
+        """(n,) for steps that end then: whether one modality shows something wrong. 1, 0, or −1 for neither."""
+        if self.marks is not None:
+            steps = self.marks[modality]
+            length_s = (self.seconds - self.begin_s) / len(steps)
+            at = np.rint((times_s - self.begin_s) / length_s).astype(int) - 1
+            return np.where((at >= 0) & (at < len(steps)), steps[np.clip(at, 0, len(steps) - 1)], -1).astype(np.int8)
+        found = np.where(times_s > self.begin_s, 0, -1).astype(np.int8)
         for cause in self.causes:
-            found[(times_s > cause.end_s) & (times_s <= cause.end_s + FADES_S) & (found == 0)] = -1
-            found[(times_s > cause.start_s) & (times_s <= cause.end_s)] = 1
+            if modality in cause.shown:
+                fades = (times_s > cause.end_s) & (times_s <= cause.end_s + FADES_S)
+                found[fades & (found == 0)] = -1
+                found[(times_s > cause.start_s) & (times_s <= cause.end_s)] = 1
         return found
+
+    def truth(self, times_s: NDArray[np.float64], lost: Modality | None = None) -> Marks:
+        """(n,) for steps that end then: 1 wrong, 0 normal, −1 neither (it is unclear, or a cause has just ended).
+
+        `lost`: what shows in that modality alone cannot be known; it is neither.
+        """
+        each = {name: self.shows(name, times_s) for name in MODALITIES}
+        left = [shown for name, shown in each.items() if name != lost]
+        wrong, unclear = np.any([shown == 1 for shown in left], 0), np.any([shown < 0 for shown in left], 0)
+        if lost is not None:
+            unclear |= each[lost] != 0
+        return np.where(wrong, 1, np.where(unclear, -1, 0)).astype(np.int8)
+
+    def causes_left(self, lost: Modality | None) -> tuple[Cause, ...]:
+        """The causes that show in another modality than `lost`."""
+        return tuple(cause for cause in self.causes if set(cause.shown) != {lost})
 
 
 @dataclass(frozen=True)
 class Played:
-    """What the pipeline said of a session."""
+    """What the pipeline said of a session, its lead-in left out."""
 
     session: Session
     step_ms: int
     scores: list[Scores] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)  #: of the head under every mask, one a step
+    embeddings: list[F32] = field(default_factory=list)  #: (3, D) of each step's window, zeros for what is missing
+    other: NDArray[np.float64] | None = None  #: (n,) what another method says in the place of the fused logit
 
     @property
     def times_s(self) -> NDArray[np.float64]:
@@ -73,12 +112,21 @@ class Played:
 
     @property
     def logits(self) -> NDArray[np.float64]:
-        """(n,) fused."""
-        return np.array([scores.logit for scores in self.scores])
+        """(n,) fused, or what another method says."""
+        return np.array([scores.logit for scores in self.scores]) if self.other is None else self.other
 
     def own(self, modality: Modality) -> NDArray[np.float64]:
-        """(n,) one modality's own logits; −30 where it was missing."""
-        return np.array([scores.modality_logits.get(modality, -30.0) for scores in self.scores])
+        """(n,) one modality's own logits; UNHEARD where it was missing."""
+        return np.array([scores.modality_logits.get(modality, UNHEARD) for scores in self.scores])
+
+    def given(self, kept: frozenset[int]) -> NDArray[np.float64]:
+        """(n,) the head's logits with some of the modalities alone."""
+        return np.array([answer[kept & max(answer, key=len)] for answer in self.answers])
+
+    @property
+    def features(self) -> F32:
+        """(n, 3 D) embeddings of all modalities side by side."""
+        return np.stack(self.embeddings).reshape(len(self.embeddings), -1)
 
     @property
     def alerts(self) -> list[Event]:
@@ -101,21 +149,101 @@ class Played:
         claimed = {id(alert) for _, alerts in self.found() for alert in alerts}
         return [alert for alert in self.alerts if id(alert) not in claimed]
 
+    def bare(self) -> Played:
+        """Without what does not travel between processes, or is large: samples and heat maps."""
+        return replace(
+            self,
+            session=replace(self.session, samples=_nothing),
+            scores=[replace(scores, heat=None) for scores in self.scores],
+            events=[structs.replace(event, heat=None) for event in self.events],
+        )
+
+
+def _nothing(manifest: Manifest) -> tuple[Sample, ...]:
+    return ()
+
+
+class Listening:
+    """An engine that keeps what the head was given and said, one entry a step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.answers: list[dict[frozenset[int], float]] = []
+        self.embeddings: list[F32] = []
+
+    def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+        """As the engine's."""
+        outputs = self._engine.run(graph, items)
+        if graph == "fusion":
+            for item, output in zip(items, outputs, strict=True):
+                held = frozenset(int(column) for column in np.flatnonzero(item["mask"].any(0)))
+                if not held:  # the empty mask comes first, the whole one last
+                    self.answers.append({})
+                    self.embeddings.append(np.zeros(0, np.float32))
+                self.answers[-1][held] = float(output["logit"])
+                self.embeddings[-1] = np.stack([item[name][-1] for name in MODALITIES])
+        return outputs
+
+    def close(self) -> None:
+        """Nothing: the engine is somebody else's."""
+
+
+class Remembering:
+    """An engine that encodes no input twice: a session that is played under many conditions differs in one modality.
+
+    Bounded: the oldest of `most` outputs are let go.
+    """
+
+    def __init__(self, engine: Engine, most: int = 4096) -> None:
+        self._engine, self._most = engine, most
+        self._known: dict[tuple[str, bytes], dict[str, NDArray[Any]]] = {}
+
+    def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+        """As the engine's."""
+        return self._engine.run(graph, items) if graph == "fusion" else [self._once(graph, item) for item in items]
+
+    def _once(self, graph: str, item: Arrays) -> dict[str, NDArray[Any]]:
+        digest = blake2b(digest_size=16)
+        for array in item.values():
+            digest.update(np.ascontiguousarray(array).data)
+        key = (graph, digest.digest())
+        if key not in self._known:
+            (self._known[key],) = self._engine.run(graph, [item])
+            if len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+        return dict(self._known[key])
+
+    def close(self) -> None:
+        """Nothing: the engine is somebody else's."""
+
 
 def play(model: Model, session: Session, samples: Iterable[Sample] | None = None) -> Played:
     """The session through the pipeline; `samples` are its own, disturbed, if they are given."""
-    played = Played(session, model.manifest.step_ms)
-    pipeline = Pipeline([session.scene], model, on_scores=played.scores.append)
+    listening = Listening(model.engine)
+    scores: list[Scores] = []
+    events: list[Event] = []
+    pipeline = Pipeline([session.scene], replace(model, engine=listening), on_scores=scores.append)
     for sample in session.samples(model.manifest) if samples is None else samples:
-        played.events.extend(pipeline.push(sample))
-    played.events.extend(pipeline.flush())
-    return played
+        events.extend(pipeline.push(sample))
+    events.extend(pipeline.flush())
+    first = round(session.begin_s * 1000) // model.manifest.step_ms
+    kept = [i for i, found in enumerate(scores) if found.step >= first]
+    return Played(
+        session,
+        model.manifest.step_ms,
+        [scores[i] for i in kept],
+        [event for event in events if event.step >= first],
+        [listening.answers[i] for i in kept],
+        [listening.embeddings[i] for i in kept],
+    )
 
 
-def spoilt(session: Session, how: Disturbance, manifest: Manifest, seed: int, other: Session) -> Iterator[Sample]:
-    """The samples of `session` with one modality disturbed; `other` is the place that contradicts."""
-    foreign = other.samples(manifest) if how.how == "contradicting" else ()
-    return disturbed(session.samples(manifest), how.modality, how.how, np.random.default_rng([seed, 41]), foreign)
+def spoilt(
+    samples: Iterable[Sample], how: Disturbance, seed: int, other: Callable[[], Iterable[Sample]]
+) -> Iterator[Sample]:
+    """Samples with one modality disturbed; `other` gives those of the place that contradicts."""
+    foreign = other() if how.how == "contradicting" else ()
+    return disturbed(samples, how.modality, how.how, np.random.default_rng([seed, 41]), foreign)
 
 
 def simulated(site: Site, seconds: float, name: str = "") -> Session:
@@ -141,7 +269,7 @@ def _site_samples(site: Site, manifest: Manifest, seconds: float) -> Iterator[Sa
     for index in range(int(seconds * 1000) // step_ms):
         begin_ms, end_ms = index * step_ms, (index + 1) * step_ms
         for i, back_ms in enumerate(sorted({*manifest.vision.past_ms, 0}, reverse=True)):
-            at_ms = end_ms - back_ms - _BEFORE_MS
+            at_ms = end_ms - back_ms - BEFORE_MS
             if at_ms >= 0:
                 yield Sample("camera", "frame", 3 * index + i, at_ms * _MS, site.frame(at_ms / 1000))
         first, last = (site.rate_hz * ms // 1000 for ms in (begin_ms, end_ms))
@@ -150,4 +278,4 @@ def _site_samples(site: Site, manifest: Manifest, seconds: float) -> Iterator[Sa
         if begin_ms % 1000 == 0:
             for i, reading in enumerate(site.readings(begin_ms / 1000)):
                 yield Sample("air", "reading", index * len(CHANNELS) + i, begin_ms * _MS, reading)
-        yield Sample(CLOCK, "tick", index, (end_ms + _LATE_MS) * _MS)
+        yield Sample(CLOCK, "tick", index, (end_ms + LATE_MS) * _MS)

@@ -44,9 +44,9 @@ def test_the_scale_undoes_what_was_too_sure_or_too_shy(factor: float) -> None:
     logit, truth = draws(factor)
     found = calibrate.scale(logit, truth)
     assert found == pytest.approx(1 / factor, rel=0.05)
-    assert calibrate.expected_error(found * logit, truth) < 0.015
+    assert calibrate.error(found * logit, truth) < 0.015
     if factor != 1:
-        assert calibrate.expected_error(logit, truth) > 0.05
+        assert calibrate.error(logit, truth) > 0.05
         assert calibrate.likelihood_loss(found * logit, truth) < calibrate.likelihood_loss(logit, truth)
 
 
@@ -74,6 +74,28 @@ def test_temperatures_are_in_the_graph_and_keep_every_ranking(monkeypatch: pytes
         assert found[name]["nll"] <= found[name]["nll_before"] + 0.02
     again = calibrate.temperatures(head, Drawn(), 1)  # type: ignore[arg-type]
     assert again == found  # from the bare head, not from what was fitted before
+
+
+def test_a_head_that_became_too_sure_is_cooled_by_as_much_and_no_further_than_twice() -> None:
+    torch.manual_seed(0)
+    start = fusion_head(PRESET).eval()
+    windows = Drawn().draw(np.random.default_rng(3), 80)
+    logit, _ = calibrate.outputs(start, windows)["score"]
+    factor = float(1.7 / abs(logit.mean()))
+    start.scale.logit.fill_(factor)
+    # Truths that its answers are likely for: few windows, and still the ratio is exact.
+    windows.wrong[windows.wrong >= 0] = np.random.default_rng(4).random(len(logit)) < 1 / (
+        1 + np.exp(-factor * logit)
+    )
+    sure = fusion_head(PRESET).eval()
+    sure.load_state_dict(start.state_dict())
+    sure.scale.logit.fill_(factor * 1.6)  # the same head, 1.6 times too sure
+    found = calibrate.refit(sure, start, windows)
+    assert found["score"]["after"] == pytest.approx(1 / factor, rel=0.01)
+    assert found["score"]["nll"] < found["score"]["nll_before"]
+    assert found["audio"]["after"] == found["audio"]["before"]
+    sure.scale.logit.fill_(factor * 7)
+    assert calibrate.refit(sure, start, windows)["score"]["after"] == pytest.approx(2 / 7 / factor, rel=0.01)
 
 
 def test_a_class_names_where_it_is_right_nine_times_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:

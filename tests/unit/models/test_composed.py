@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,17 @@ pytest.importorskip("torch", reason="pip install torch==2.13.0")
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
 from models.benchmark import composed
-from models.benchmark.composed import ALL, Heard, Listening
+from models.benchmark.composed import ALL, Heard
 from models.benchmark.record import Roots
+from models.bundle import UNCHOSEN, manifest, now
 from models.config import preset
+from models.data import registry
 from models.data.episodes import Episode
 from models.data.mixture import Entry, Part, Shelf, plan
 from models.data.records import Recording
+from models.evaluation.composed import Episodes, session_of
+from models.evaluation.sessions import Listening
+from models.processes import interleaved
 
 TINY = preset("tiny")
 
@@ -76,8 +80,9 @@ def test_what_is_said_under_every_mask_is_kept_step_by_step():
     masks = [np.zeros((2, 3)), np.array([[0, 0, 0], [1, 0, 0]]), np.array([[0, 1, 0], [1, 0, 0]])]
     listening = Listening(Engine())
     for _ in range(2):
-        listening.run("fusion", [{"mask": mask} for mask in masks])
+        listening.run("fusion", [{**dict.fromkeys(MODALITIES, np.full((2, 3), 7.0)), "mask": mask} for mask in masks])
     assert listening.answers == [{frozenset(): 0.0, frozenset({0}): 1.0, frozenset({0, 1}): 2.0}] * 2
+    assert [found.shape for found in listening.embeddings] == [(3, 3)] * 2
 
 
 def test_what_is_tested_does_not_train(tmp_path: Path, monkeypatch):
@@ -88,7 +93,7 @@ def test_what_is_tested_does_not_train(tmp_path: Path, monkeypatch):
     (near / "sesa").mkdir(parents=True)
     (far / "sesa").mkdir(parents=True)
     rows = {near: [clip("a", "train"), clip("b", "dev")], far: [clip("b", "dev"), clip("c", "hidden")]}
-    monkeypatch.setitem(composed.registry.FORMATS, "sesa", lambda root: rows[root])
+    monkeypatch.setitem(registry.FORMATS, "sesa", lambda root: rows[root])
     same = composed.stock(Roots(near, near))
     assert ([r.item for r in same.train], [r.item for r in same.test]) == (["a"], ["b"])
     other = composed.stock(Roots(near, far))
@@ -98,9 +103,32 @@ def test_what_is_tested_does_not_train(tmp_path: Path, monkeypatch):
         composed.stock(Roots(near, tmp_path))
 
 
+def test_an_episode_is_a_session_with_its_cause_where_it_shows():
+    session = session_of(_episode("several", ("vision", "audio"), missing=("audio",)))
+    span_s = TINY.sensor_spec.steps * TINY.step_ms / 1000
+    [cause] = session.causes
+    assert (cause.start_s, cause.end_s, cause.shown) == (span_s + 0.5, span_s + 1.0, ("vision",))
+    assert session.truth(np.array([span_s, span_s + 0.5, span_s + 1.0])).tolist() == [-1, 0, 1]
+    assert session_of(_episode("nothing", ())).causes == ()
+
+
+def test_both_halves_render_what_the_whole_does_and_a_calm_place_contradicts():
+    whole = Episodes([], TINY, "test", 12)
+    made = manifest(TINY, UNCHOSEN, 0, {}, now())
+    sessions = [session for session, _ in whole.sessions()]
+    pairs = [list(half.sessions()) for half in whole.halves()]
+    assert [s.name for s, _ in interleaved(pairs)] == [s.name for s in sessions]
+    for session, other in pairs[0]:
+        assert other.causes == ()
+        kinds = [sample.kind for sample in other.samples(made)]
+        assert {"frame", "audio", "reading"} <= set(kinds)
+        assert session.seconds == other.seconds
+
+
 def test_halves_make_a_whole():
-    job = composed.Job([], TINY, "test", 5, ("openvino",), Path())
-    rows = [list(range(5))[half.first :: half.stride] for half in job.halves()]
-    assert composed._interleaved(rows) == list(range(5))
-    assert replace(job, count=3).halves()[1].count == 3
+    whole = Episodes([], TINY, "test", 5)
+    rows = [list(range(5))[half.first :: half.stride] for half in whole.halves()]
+    assert interleaved(rows) == list(range(5))
+    assert interleaved([]) == []
+    assert [half.count for half in whole.halves()] == [5, 5]
     assert len(plan(Shelf([]), "test", 5)) == 5

@@ -14,10 +14,12 @@ def stream(seed: int, count: int = 6) -> list[Sample]:
     rng = np.random.default_rng(seed)
     found: list[Sample] = []
     for i in range(count):
-        found.append(Sample("camera", "frame", i, i, rng.integers(0, 256, (8, 12, 3), np.uint8)))
-        found.append(Sample("camera", "audio", i, i, rng.integers(-999, 999, 80, np.int16), 16_000))
-        found += [Sample("air", "reading", 2 * i + k, i, Reading(f"c{k}", float(rng.normal(20)))) for k in range(2)]
-        found.append(Sample(CLOCK, "tick", i, i))
+        at_ns = i * 6_000_000_000
+        found.append(Sample("camera", "frame", i, at_ns, rng.integers(0, 256, (8, 12, 3), np.uint8)))
+        found.append(Sample("camera", "audio", i, at_ns, rng.integers(-999, 999, 80, np.int16), 16_000))
+        for k in range(2):
+            found.append(Sample("air", "reading", 2 * i + k, at_ns, Reading(f"c{k}", float(rng.normal(20)))))
+        found.append(Sample(CLOCK, "tick", i, at_ns))
     return found
 
 
@@ -72,7 +74,7 @@ def test_the_same_seed_gives_the_same_noise() -> None:
 
 
 def test_a_sensor_that_has_dropped_out_there_is_missing_here() -> None:
-    other = [s for s in stream(2) if not (s.kind == "reading" and s.data.channel == "c1" and s.captured_ns >= 3)]
+    other = [s for s in stream(2) if not (s.kind == "reading" and s.data.channel == "c1" and s.captured_ns >= 18e9)]
     after = list(disturbed(stream(1), "sensors", "contradicting", np.random.default_rng(0), other))
     readings = [s for s in after if s.kind == "reading"]
     wanted = [s for s in other if s.kind == "reading"]

@@ -107,12 +107,18 @@ def test_evidence_without_a_trace_has_no_sensors(clip):
 def test_a_false_alarm_lowers_its_score_and_only_the_head_learns(clip, trace, tmp_path):
     out = tmp_path / "new"
     figures = retrain(_file(tmp_path / "v.jsonl", _line("false", clip, trace)), SHIPPED, out, 0)
-    assert figures["judged"]["after"]["false"] < figures["judged"]["before"]["false"]
+    heat = figures["temperatures"]["score"]
+    before, after = (figures["judged"][when]["false"] for when in ("before", "after"))
+    # In units of the bare head: another temperature alone is no learning.
+    assert heat["after"] * np.log(after / (1 - after)) < heat["before"] * np.log(before / (1 - before))
     old, new = open_bundle(SHIPPED), open_bundle(out)
     assert new.manifest.counter == old.manifest.counter + 1
     same = {name: new.manifest.files[f"{name}.onnx"] == old.manifest.files[f"{name}.onnx"] for name in GRAPHS}
     assert same == {"vision": True, "audio": True, "sensors": True, "fusion": False}
     assert "Retrained from verdicts" in (out / bundle.CARD).read_text(encoding="utf-8")
+    assert heat["after"] != heat["before"]
+    scale = bundle.load_arrays(out / bundle.WEIGHTS)["scale.logit"].item()
+    assert scale == pytest.approx(1 / heat["after"], rel=1e-3)
     # And the result can be the start of the next one.
     again = retrain(_file(tmp_path / "w.jsonl", _line("real", clip, trace)), out, tmp_path / "newer", 0)
     assert again["start"] == new.hash
