@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import math
+import os
 import pickle  # for the name of its error: nothing is unpickled but by torch's `weights_only`
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,8 +30,12 @@ from edge_agent.errors import BundleError, ConfigError
 from models.config import Run, Schedule
 from models.progress import Progress
 
-#: Package that a logger needs beside Lightning.
-_PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+#: What each logger raises where its service refuses; the first part is the package that it needs beside Lightning.
+_REFUSALS = {
+    "tensorboard": "tensorboard.errors.PublicError",
+    "mlflow": "mlflow.exceptions.MlflowException",
+    "wandb": "wandb.errors.Error",
+}
 _OURS = "tectum"
 #: Norm that the gradient is cut to.
 _GRADIENT = 5.0
@@ -201,7 +206,7 @@ def train(
             max_steps=schedule.steps,
             max_epochs=-1,
             gradient_clip_val=_GRADIENT,
-            logger=_logger(run),
+            logger=_logger(run, title),
             callbacks=callbacks,
             enable_checkpointing=last is not None,
             enable_progress_bar=False,
@@ -243,20 +248,38 @@ def _finished(path: Path, module: nn.Module, schedule: Schedule, mark: str) -> b
     return True
 
 
-def _logger(run: Run) -> Logger | bool:
+def _logger(run: Run, title: str) -> Logger | bool:
+    """ConfigError where its package is missing or its service refuses: before anything is trained."""
     if run.logger == "none" or run.folder is None:
         return False
-    package = _PACKAGES[run.logger]
+    module, _, error = _REFUSALS[run.logger].rpartition(".")
+    package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"logger {run.logger!r} needs the package {package}: pip install {package}, or choose another (`none`)",
             "--logger",
         )
-    if run.logger == "mlflow":
-        return MLFlowLogger("tectum", tracking_uri=f"file:{run.folder.resolve()}/mlflow")
-    if run.logger == "wandb":
-        return WandbLogger(project="tectum", save_dir=run.folder)
-    return TensorBoardLogger(run.folder, name="tensorboard", version="")
+    refused: type[Exception] = getattr(importlib.import_module(module), error)
+    try:
+        logger = _opened(run.logger, run.folder, title)
+        if run.processes == 1:  # several are forked, and the first of them opens it: a connection does not bear that
+            _ = logger.experiment  # type: ignore[attr-defined]  # of every logger but the base class
+    except refused as reason:
+        raise ConfigError(f"{run.logger} refused the run: {reason}", "--logger") from reason
+    return logger
+
+
+def _opened(name: str, folder: Path, title: str) -> Logger:
+    """TensorBoard writes to the folder, and so does MLflow unless MLFLOW_TRACKING_URI names a server; W&B goes by its
+    own variables (WANDB_MODE=offline keeps all of it here)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "mlflow":
+        # A database: the store of plain files is no longer opened by MLflow 3.
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve()}/mlflow.db"
+        return MLFlowLogger("tectum", title, tracking_uri=uri, artifact_location=str(folder.resolve() / "mlflow"))
+    if name == "wandb":
+        return WandbLogger(project="tectum", save_dir=folder)
+    return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import itertools
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +113,45 @@ def test_a_logger_whose_package_is_missing_is_refused_by_name(tmp_path, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install mlflow"):
         _fitted(Run(folder=tmp_path, logger="mlflow"))
+
+
+def test_mlflow_gets_a_run_of_every_training_in_a_database_of_the_folder(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    _fitted(Run(folder=tmp_path, logger="mlflow", look_steps=4))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("tectum").experiment_id])
+    assert run.info.run_name == "task"
+    assert [entry.step for entry in client.get_metric_history(run.info.run_id, "task/loss")] == [4, 8, 12]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere:///")
+    with pytest.raises(ConfigError, match="mlflow refused the run"):
+        _fitted(Run(folder=tmp_path / "other", logger="mlflow"))
+
+
+#: In a process of its own: wandb leaves threads, and keeps the account that it found first.
+_TO_WANDB = """
+import itertools, pathlib, sys, torch
+from models.config import Run, Schedule
+from models.training.train import fit
+net = torch.nn.Linear(2, 1)
+batches = ((torch.ones(4, 2),) for _ in itertools.count())
+fit("task", net, Schedule(8, 4, 1e-2), batches, lambda x: net(x).square().mean(),
+    run=Run(folder=pathlib.Path(sys.argv[1]), logger="wandb", look_steps=4))
+"""
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_writes_beside_the_checkpoints_or_says_what_it_lacks(mode, tmp_path):
+    pytest.importorskip("wandb", reason="pip install wandb")
+    own = {**os.environ, "WANDB_MODE": mode, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    own.pop("WANDB_API_KEY", None)
+    command = [sys.executable, "-c", _TO_WANDB, str(tmp_path / "work")]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=100, check=False)
+    if mode == "online":
+        assert "ConfigError: --logger: wandb refused the run" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "work" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_tensorboard_gets_the_loss_of_every_look(tmp_path):
