@@ -109,19 +109,20 @@ def coded(power: Tensor, rng: Rng, *, share: float) -> Tensor:
     return power.index_copy(0, torch.from_numpy(on), clips)
 
 
-def heard(power: Tensor, rng: Rng) -> Tensor:
-    """Network input (N, 1, MELS, frames): random gain and tilt, at times a masked band and a masked stretch."""
+def heard(power: Tensor, rng: Rng, masked: float = 0.5) -> Tensor:
+    """Network input (N, 1, MELS, frames): random gain and tilt; in `masked` of the clips a band is lost, in as many a
+    stretch of time (SpecAugment)."""
     count, _, frames = power.shape
     gain = torch.tensor(rng.uniform(-18, 10, count), dtype=torch.float32)[:, None, None]
     tilt = torch.tensor(rng.uniform(-8, 8, count) * (rng.random(count) < 0.6), dtype=torch.float32)[:, None, None]
     change_db = gain + tilt * torch.linspace(-0.5, 0.5, MELS)[:, None]
     x = log_mel(power * torch.exp(change_db * (math.log(10) / 10)))
     for item in x:
-        if rng.random() < 0.5:
+        if rng.random() < masked:
             size = int(rng.integers(2, 11))
             start = int(rng.integers(0, MELS - size))
             item[start : start + size] = item.min()
-        if rng.random() < 0.5:
+        if rng.random() < masked:
             size = int(rng.integers(4, 20))
             start = int(rng.integers(0, frames - size))
             item[:, start : start + size] = item.min()

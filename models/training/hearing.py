@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from edge_agent.contract.manifest import AudioSpec
 from edge_agent.core.records import I16
 from models.config import ALONE, SOUNDS, Preset, Run, Schedule
-from models.data import augment
+from models.data import augment, balance
 from models.data.listening import Heard, cut, frames_of, listen
 from models.network.graphs import AudioGraph
 from models.training.train import fit
@@ -49,6 +49,24 @@ class Lesson:
     count: int  #: clips of each batch
     balanced: bool = False  #: rare classes of the first head more often, by the root of their number
 
+    @property
+    def shown(self) -> Sequence[str]:
+        """Class of every clip for the first head."""
+        return next(iter(self.names.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """How often a clip is changed in each way; what each is worth stands in docs/explanation/ablations.md."""
+
+    mixed: float = 0.5  #: with another clip, whose name it then bears too
+    hiss: float = 0.3  #: steady noise of some colour under it
+    moved: float = 0.2  #: another pitch and pace
+    roomed: float = 0.08  #: a room behind it
+    coded: float = 0.12  #: what a codec leaves
+    limited: float = 0.12  #: the band of a telephone
+    masked: float = 0.5  #: a band, and a stretch of time
+
 
 @dataclass(frozen=True)
 class Course:
@@ -59,6 +77,7 @@ class Course:
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: heads beside OWN → their classes
     snr_db: tuple[float, float] = (-6.0, 20.0)  #: of the clips against the noise
     noisy: float = 0.6  #: share of the clips that have noise under them
+    package: Package = Package()
 
 
 @dataclass(frozen=True)
@@ -152,14 +171,14 @@ def batches(course: Course, frames: int, seed: int) -> Iterator[tuple[Tensor, ..
     """Endless: x (N, 1, MELS, frames), then target (N, K) and weight (N,) of OWN and of each further head."""
     rng = np.random.default_rng([seed, 12])
     heads = {OWN: SOUNDS, **course.heads}
-    odds = [_odds(lesson) for lesson in course.lessons]
+    odds = [balance.weights(lesson.shown) if lesson.balanced else None for lesson in course.lessons]
     while True:
         powers = []
         told: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in heads}
         for lesson, chances in zip(course.lessons, odds, strict=True):
             index = rng.choice(len(lesson.clips), lesson.count, p=chances)
             power = cut([lesson.clips[i] for i in index], frames, rng, _LOUD)
-            power, other, keep = augment.mix_up(power, rng)
+            power, other, keep = augment.mix_up(power, rng, course.package.mixed)
             powers.append(power)
             for name, classes in heads.items():
                 target = torch.zeros(lesson.count, len(classes))
@@ -175,20 +194,12 @@ def batches(course: Course, frames: int, seed: int) -> Iterator[tuple[Tensor, ..
 def spoiled(power: Tensor, course: Course, rng: Rng) -> Tensor:
     """Mel power of clean cuts → network input: another place, other noise, another microphone, another codec."""
     count, _, frames = power.shape
-    power = augment.reverberant(augment.warped(power, rng, share=0.2), rng, share=0.08)
+    ways = course.package
+    power = augment.reverberant(augment.warped(power, rng, share=ways.moved), rng, share=ways.roomed)
     if course.noise:
         chosen = [course.noise[int(i)] for i in rng.integers(0, len(course.noise), count)]
         under = cut(chosen, frames, rng, _NOISE_LOUD)
         power = augment.add_noise(power, under, rng, snr_db=course.snr_db, share=course.noisy)
-    power = augment.add_noise(power, augment.coloured_noise(count, frames, rng), rng, snr_db=(3, 30), share=0.3)
-    power = augment.band_limited(augment.coded(power, rng, share=0.12), rng, share=0.12)
-    return augment.heard(power, rng)
-
-
-def _odds(lesson: Lesson) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
-    if not lesson.balanced:
-        return None
-    names = next(iter(lesson.names.values()))
-    counts = {name: names.count(name) for name in set(names)}
-    odds = np.array([counts[name] ** -0.5 for name in names])
-    return np.asarray(odds / odds.sum())
+    power = augment.add_noise(power, augment.coloured_noise(count, frames, rng), rng, snr_db=(3, 30), share=ways.hiss)
+    power = augment.band_limited(augment.coded(power, rng, share=ways.coded), rng, share=ways.limited)
+    return augment.heard(power, rng, ways.masked)
