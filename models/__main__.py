@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from edge_agent.engine import installed, load, open_bundle
+from edge_agent.engine import installed, open_bundle
 from edge_agent.errors import BundleError, ConfigError
 from models import ablate, benchmark, recipe, verdicts
 from models.benchmark.record import Roots
@@ -185,10 +185,9 @@ def _compress(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _longrun(options: argparse.Namespace) -> dict[str, Any]:
-    model = load(options.bundle)
-    shape = preset(model.manifest.name.rsplit("-", 1)[0])
-    found = longrun.run(model, shape, longrun.SCALES["quick" if options.quick else "full"], options.seed)
-    model.engine.close()
+    shape = preset(open_bundle(options.bundle).manifest.name.rsplit("-", 1)[0])
+    scale = longrun.SCALES["quick" if options.quick else "full"]
+    found = longrun.run(options.bundle, installed()[0], shape, scale, options.seed)
     print(longrun.text(found))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -248,7 +248,8 @@ def _notices(detail: AlertDetail) -> None:
 
 
 def _sentences(detail: AlertDetail) -> list[str]:
-    return words.explain_shares(detail.row.shares, detail.row.present)
+    rarity = words.explain_p_value(detail.best.get("p_value"))
+    return [*words.explain_shares(detail.row.shares, detail.row.present), *([rarity] if rarity else [])]
 
 
 def _say(sentences: list[str]) -> None:

@@ -109,6 +109,20 @@ def explain_shares(shares: Mapping[str, float], present: Collection[str]) -> lis
     return sentences
 
 
+#: A p-value is told of five minutes (`edge_agent.contract.event.Event.p_value`).
+_BLOCK_S = 300
+
+
+def explain_p_value(p_value: float | None) -> str:
+    """How rare such a score is in the scene's normal life; nothing where that is not known."""
+    if p_value is None or p_value <= 0:
+        return ""
+    if p_value > 0.5:
+        return "By this scene's own normal hours such a score is usual: most five minutes reach it."
+    often = span(_BLOCK_S / p_value)
+    return f"By this scene's own normal hours, a score this high comes about once in {often} (p {p_value:.1g})."
+
+
 def _effects(shares: Mapping[str, float]) -> list[str]:
     ranked = sorted(shares, key=lambda m: -abs(shares[m]))
     raised = [m for m in ranked if shares[m] >= _NEGLIGIBLE]

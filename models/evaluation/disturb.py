@@ -50,15 +50,27 @@ def disturbed(
                    heard does not belong to what is seen. A reading that `other` had not for a while is left out;
                    ValueError if its pictures or its sound end before those of the stream
     """
+    change = changes(modality, how, rng, other)
+    for sample in samples:
+        found = change(sample)
+        if found is not None:
+            yield found
+
+
+def changes(
+    modality: Modality, how: How, rng: Rng, other: Iterable[Sample] = ()
+) -> Callable[[Sample], Sample | None]:
+    """The same for one sample after the other; None for one that never comes."""
     kind = KINDS[modality]
     change = _CHANGES[how](kind, rng, iter(other))
-    for sample in samples:
+
+    def changed(sample: Sample) -> Sample | None:
         if sample.kind != kind:
-            yield sample
-            continue
+            return sample
         data = change(sample)
-        if data is not None:
-            yield replace(sample, data=data)
+        return None if data is None else replace(sample, data=data)
+
+    return changed
 
 
 _Change = Callable[[Sample], Any]

@@ -10,13 +10,13 @@ taught.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile, tee
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.config import SceneConfig
 from edge_agent.contract.event import MODALITIES, Event
@@ -26,12 +26,15 @@ from edge_agent.core.decide import Decider, Observed
 from edge_agent.core.infer import Encoded
 from edge_agent.core.normal import OF_NOVELTY, Normal
 from edge_agent.core.pipeline import Pipeline
-from edge_agent.core.records import Arrays, Engine, Model, Sample, Scores
+from edge_agent.core.records import Model, Sample, Scores
 from edge_agent.core.scene import Course
+from edge_agent.engine import load, open_bundle
 from edge_agent.simulate import Site, quiet
 from models.config import Preset
-from models.evaluation.disturb import HOWS, Disturbance, disturbed
-from models.evaluation.sessions import Session, simulated
+from models.evaluation.disturb import HOWS, Disturbance, changes
+from models.evaluation.fieldtest import CLEAN, name_of
+from models.evaluation.sessions import Listening, Remembering, Session, simulated
+from models.processes import side_by_side
 from models.progress import Progress
 
 #: Places that trained nothing and chose nothing.
@@ -49,47 +52,26 @@ class Scale:
     disturbed_s: float
 
 
-SCALES = {"full": Scale(4, 1500.0, 300.0), "quick": Scale(1, 60.0, 30.0)}
+SCALES = {"full": Scale(4, 1800.0, 1800.0), "quick": Scale(1, 60.0, 30.0)}
 
 
 #: A stretch of time as the graphs saw it, window by window.
 Lived = list[tuple[Scores, Encoded]]
 
 
-class _Tap:
-    """An engine that remembers the newest embeddings of the history that it fused last."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.last = Encoded(np.zeros((0, 0), np.float32), np.zeros(0, np.float32), None)
-
-    def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
-        """As the engine's."""
-        if graph == "fusion":  # the last of the subsets is the whole
-            newest = np.stack([items[-1][name][-1] for name in MODALITIES])
-            self.last = Encoded(newest, items[-1]["mask"][-1].copy(), None)
-        return self._engine.run(graph, items)
-
-    def close(self) -> None:
-        """As the engine's."""
-        self._engine.close()
-
-
 class _Listener:
     """A pipeline of one scene, whose windows are kept; its samples are disturbed on their way in."""
 
-    def __init__(
-        self, model: Model, scene: SceneConfig, change: Callable[[Iterator[Sample]], Iterator[Sample]]
-    ) -> None:
+    def __init__(self, model: Model, scene: SceneConfig, change: Callable[[Sample], Sample | None]) -> None:
         self.lived: Lived = []
-        self._tap = _Tap(model.engine)
-        self._pipeline = Pipeline([scene], replace(model, engine=self._tap), on_scores=self._keep)
-        self._waiting: deque[Sample] = deque()
-        self._changed = change(iter(self._waiting.popleft, None))
+        self._change = change
+        self._listening = Listening(model.engine)
+        self._pipeline = Pipeline([scene], replace(model, engine=self._listening), on_scores=self._keep)
 
     def push(self, sample: Sample) -> None:
-        self._waiting.append(sample)
-        self._pipeline.push(next(self._changed))
+        changed = self._change(sample)
+        if changed is not None:
+            self._pipeline.push(changed)
 
     def finish(self) -> Lived:
         """Everything that was heard."""
@@ -97,28 +79,58 @@ class _Listener:
         return self.lived
 
     def _keep(self, scores: Scores) -> None:
-        self.lived.append((replace(scores, heat=None), self._tap.last))
+        heard = self._listening
+        encoded = Encoded(heard.embeddings.pop(), heard.masks.pop(), None)
+        heard.answers.clear()
+        self.lived.append((replace(scores, heat=None), encoded))
 
 
-def run(model: Model, preset: Preset, scale: Scale, seed: int = 0) -> dict[str, Any]:
-    """A row for each condition: alerts, and how many that makes a day, before and after a scene adapted. Minutes."""
-    shown = Progress("places", scale.places)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What one process is told of a place."""
+
+    bundle: Path
+    engine: str
+    preset: Preset
+    scale: Scale
+    number: int
+    seed: int
+
+
+def run(bundle: Path, engine: str, preset: Preset, scale: Scale, seed: int = 0) -> dict[str, Any]:
+    """A row for each condition: alerts, and how many that makes a day, before and after a scene adapted. Minutes, on
+    two cores if there are two. BundleError, ConfigError as `edge_agent.engine.load`."""
+    opened = open_bundle(bundle)
+    places = [_Place(bundle, engine, preset, scale, number, seed) for number in range(scale.places)]
     rows: dict[str, dict[str, Any]] = {}
-    for number in range(scale.places):
-        halves, spoilt, scene = played(model, preset, scale, number, seed)
-        first, second = (taught(scene, model.manifest, half) for half in halves)
-        stretches = [("clean", halves[1], first), ("clean", halves[0], second)]
-        for name, stretch, normal in [*stretches, *((name, lived, first) for name, lived in spoilt.items())]:
-            row = rows.setdefault(name, {"hours": 0.0, "first_day": 0, "adapted": 0})
-            row["hours"] += len(stretch) * model.manifest.step_ms / 3.6e6
-            row["first_day"] += _alerts(decided(scene, model.manifest, stretch, None))
-            row["adapted"] += _alerts(decided(scene, model.manifest, stretch, normal))
-        shown.at(number + 1)
+    for found in side_by_side(_counted, places):
+        for name, counts in found.items():
+            row = rows.setdefault(name, dict.fromkeys(counts, 0))
+            for key, value in counts.items():
+                row[key] += value
     for row in rows.values():
         row["first_day_rate"] = round(row["first_day"] * 24 / row["hours"], 1)
         row["adapted_rate"] = round(row["adapted"] * 24 / row["hours"], 1)
         row["hours"] = round(row["hours"], 2)
-    return {"bundle": model.hash, "name": model.manifest.name, "seed": seed, "conditions": rows}
+    return {"bundle": opened.hash, "name": opened.manifest.name, "seed": seed, "conditions": rows}
+
+
+def _counted(place: _Place) -> dict[str, dict[str, float]]:
+    """Hours and alerts of one place under each condition."""
+    model = load(place.bundle, place.engine)
+    try:
+        halves, spoilt, scene = played(model, place.preset, place.scale, place.number, place.seed)
+    finally:
+        model.engine.close()
+    first, second = (taught(scene, model.manifest, half) for half in halves)
+    stretches = [(CLEAN, halves[1], first), (CLEAN, halves[0], second)]
+    rows: dict[str, dict[str, float]] = {}
+    for name, stretch, normal in [*stretches, *((name, lived, first) for name, lived in spoilt.items())]:
+        row = rows.setdefault(name, {"hours": 0.0, "first_day": 0, "adapted": 0})
+        row["hours"] += len(stretch) * model.manifest.step_ms / 3.6e6
+        row["first_day"] += _alerts(decided(scene, model.manifest, stretch, None))
+        row["adapted"] += _alerts(decided(scene, model.manifest, stretch, normal))
+    return rows
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -137,26 +149,28 @@ def played(
 ) -> tuple[tuple[Lived, Lived], dict[str, Lived], SceneConfig]:
     """Both halves of a place's clean footage, and the beginning of the second by disturbance."""
     here, there = (_place(preset, _SEEDS[2 * number + i], scale) for i in range(2))
-    clean = _Listener(model, here.scene, lambda samples: samples)
-    spoilt = {_name(how): _Listener(model, here.scene, _change(how, model, there, seed)) for how in CONDITIONS}
+    # Most windows differ from the clean ones in one modality: what the others show is encoded once.
+    once = replace(model, engine=Remembering(model.engine))
     begin_ns, end_ns = (int(s * 1e9) for s in (scale.half_s, scale.half_s + scale.disturbed_s))
+    later = dropwhile(lambda sample: sample.captured_ns < begin_ns, there.samples(model.manifest))
+    others = iter(tee(later, len(MODALITIES)))
+    clean = _Listener(once, here.scene, lambda sample: sample)
+    spoilt = {}
+    for how in CONDITIONS:
+        foreign = next(others) if how.how == "contradicting" else ()
+        change = changes(how.modality, how.how, np.random.default_rng([seed, 61]), foreign)
+        spoilt[name_of(how)] = _Listener(once, here.scene, change)
+    shown = Progress(f"place {number + 1}", int(2 * scale.half_s))
     for sample in here.samples(model.manifest):
         clean.push(sample)
         if begin_ns <= sample.captured_ns < end_ns:
             for listener in spoilt.values():
                 listener.push(sample)
+        shown.at(sample.captured_ns // 1_000_000_000)
     middle = int(scale.half_s * 1000) // model.manifest.step_ms
     whole = clean.finish()
     halves = [w for w in whole if w[0].step < middle], [w for w in whole if w[0].step >= middle]
     return halves, {name: listener.finish() for name, listener in spoilt.items()}, here.scene
-
-
-def _change(
-    how: Disturbance, model: Model, other: Session, seed: int
-) -> Callable[[Iterator[Sample]], Iterator[Sample]]:
-    foreign = other.samples(model.manifest) if how.how == "contradicting" else ()
-    rng = np.random.default_rng([seed, 61])
-    return lambda samples: disturbed(samples, how.modality, how.how, rng, foreign)
 
 
 def taught(scene: SceneConfig, manifest: Manifest, lived: Lived) -> Normal:
@@ -199,10 +213,6 @@ def _decisions(
 
 def _alerts(events: Sequence[Event]) -> int:
     return sum(event.phase == "new" for event in events)
-
-
-def _name(how: Disturbance) -> str:
-    return f"{how.modality} {how.how}"
 
 
 def _place(preset: Preset, seed: int, scale: Scale) -> Session:

@@ -170,6 +170,7 @@ class Listening:
         self._engine = engine
         self.answers: list[dict[frozenset[int], float]] = []
         self.embeddings: list[F32] = []
+        self.masks: list[F32] = []  #: (3,) each, 0 where the embedding's zeros stand for nothing
 
     def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
         """As the engine's."""
@@ -180,8 +181,10 @@ class Listening:
                 if not held:  # the empty mask comes first, the whole one last
                     self.answers.append({})
                     self.embeddings.append(np.zeros(0, np.float32))
+                    self.masks.append(np.zeros(0, np.float32))
                 self.answers[-1][held] = float(output["logit"])
                 self.embeddings[-1] = np.stack([item[name][-1] for name in MODALITIES])
+                self.masks[-1] = item["mask"][-1].copy()
         return outputs
 
     def close(self) -> None:

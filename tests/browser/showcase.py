@@ -278,6 +278,7 @@ def life(incident: Incident, onset: int, heat: Heat | None = None) -> list[Event
                 heat=heat,
                 bundle=incident.bundle,
                 calibrating=incident.calibrating,
+                p_value=None if incident.calibrating or incident.origin == "rule" else 0.0025,
             )
         )
     return events

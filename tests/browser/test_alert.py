@@ -89,6 +89,11 @@ def test_shares_score_sensors_and_sound_are_drawn_and_said_in_words(whole: str, 
     assert marks.all_inner_texts() == ["onset", "end"]
 
 
+def test_how_rare_such_a_score_is_in_the_scene_is_said(whole: str, open_page: OpenPage) -> None:
+    page = open_page(f"/alert/{whole}")
+    page.get_by_text("a score this high comes about once in 33 h 20 min (p 0.003)").wait_for()
+
+
 def test_a_missing_modality_an_aborted_event_and_a_rule_are_explained(cloud: Cloud, open_page: OpenPage) -> None:
     id = cloud.add(
         cloud.scene(),
@@ -104,6 +109,7 @@ def test_a_missing_modality_an_aborted_event_and_a_rule_are_explained(cloud: Clo
     for words in ("the device restarted while it was open", "A rule opened this alert", "still calibrating", "clock"):
         assert page.locator(".notice", has_text=words).count() == 1
     assert page.locator(".share.missing").count() == 2
+    assert page.get_by_text("own normal hours, a score").count() == 0
 
 
 def test_evidence_that_is_on_its_way_appears_by_itself(cloud: Cloud, open_page: OpenPage) -> None:

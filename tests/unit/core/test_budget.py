@@ -168,6 +168,47 @@ def test_contaminated_days_do_not_make_a_scene_deaf() -> None:
     assert np.mean(clean[1][-96:]) < np.mean(dirty[1][-96:]) < CEILING - 0.5
 
 
+def attacked(events_a_day: int, days: int, seed: int, *, told: bool = True) -> tuple[list[float], int]:
+    """Median threshold of each day, and alerts, of a scene that was known for a week, then attacked by somebody who
+    sees its threshold: so many events a day just over it, or (`told=False`) just under it."""
+    rng, blocks, alerts, thresholds = np.random.default_rng(seed), quiet(np.zeros(0)), 0, []
+    for level in -1 + 0.5 * rng.gumbel(size=7 * BLOCKS_A_DAY):
+        blocks.add_quiet(min(float(level), ON - 0.01))
+    for _ in range(days):
+        chosen = set(rng.choice(BLOCKS_A_DAY, events_a_day, replace=False).tolist())
+        today = []
+        for index in range(BLOCKS_A_DAY):
+            on = min(max(blocks.threshold(1.0) or ON, OFF), CEILING)
+            today.append(on)
+            if index in chosen and told and on < CEILING - 0.05:
+                blocks.add_alerts(1, on)
+                alerts += 1
+            else:
+                level = on - 0.01 if index in chosen else -1 + 0.5 * float(rng.gumbel())
+                blocks.add_quiet(min(level, on - 0.01))
+        thresholds.append(float(np.median(today)))
+    return thresholds, alerts
+
+
+def test_who_raises_no_alert_does_not_move_the_threshold() -> None:
+    for events in (1, 30, 280):
+        thresholds, alerts = attacked(events, 4, 1, told=False)
+        assert alerts == 0
+        assert max(thresholds) <= ON + 0.05
+
+
+def test_an_attacker_pays_for_the_threshold_in_alerts_and_gets_no_further_than_the_ceiling() -> None:
+    """The figures of docs/explanation/calibration.md."""
+    moved = {}
+    for events in (1, 3, 10, 100):
+        thresholds, alerts = attacked(events, 3, 2)
+        moved[events] = [round(level - ON, 1) for level in thresholds]
+        assert max(thresholds) <= CEILING
+        assert alerts >= min(events, 3)
+    assert max(moved[1]) <= 1.3
+    assert moved[10][-1] >= 2.0
+
+
 @given(
     st.lists(st.tuples(st.floats(-1e9, 1e9), st.integers(0, 500)), max_size=60),
     st.floats(0.1, 100),

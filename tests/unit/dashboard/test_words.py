@@ -31,6 +31,23 @@ def test_a_missing_modality_is_said_and_its_share_ignored() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("p_value", "said"),
+    [
+        (1 / 288, "about once in 24 h 00 min (p 0.003)."),
+        (1 / 4033, "about once in 14 days (p 0.0002)."),
+        (0.5, "about once in 10 min 00 s (p 0.5)."),
+        (0.8, "such a score is usual: most five minutes reach it."),
+    ],
+)
+def test_a_p_value_is_told_as_how_often(p_value: float, said: str) -> None:
+    assert words.explain_p_value(p_value).endswith(said)
+
+
+def test_without_a_p_value_nothing_is_said_of_rarity() -> None:
+    assert words.explain_p_value(None) == words.explain_p_value(0.0) == ""
+
+
 def test_a_score_that_nothing_raised_is_not_explained_away() -> None:
     assert words.explain_shares({"vision": 0.01, "audio": -0.3}, ("vision", "audio"))[:3] == [
         "No input raised the score by itself.",

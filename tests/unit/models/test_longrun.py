@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent import engine
 from edge_agent.config import SceneConfig
 from edge_agent.core.infer import Encoded, sigmoid
 from edge_agent.core.records import Scores
@@ -19,13 +18,13 @@ from tests.parts.engines import EMBEDDING, manifest
 
 
 def test_a_bundle_is_played_clean_and_disturbed(tmp_path: Path) -> None:
-    model = engine.load(tiny_bundle(tmp_path), "onnxruntime", 1)
-    found = json.loads(json.dumps(longrun.run(model, preset("tiny"), longrun.Scale(1, 2.0, 0.5))))
-    model.engine.close()
+    scale = longrun.Scale(1, 12.0, 8.0)
+    found = json.loads(json.dumps(longrun.run(tiny_bundle(tmp_path), "onnxruntime", preset("tiny"), scale)))
     rows = found["conditions"]
     assert set(rows) == {"clean", *(f"{how.modality} {how.how}" for how in longrun.CONDITIONS)}
     assert len(rows) == 10
     assert {"hours", "first_day", "adapted", "first_day_rate", "adapted_rate"} == set(rows["clean"])
+    assert rows["clean"]["hours"] == round(24 / 3600, 2)
     assert "clean" in longrun.text(found)
 
 
