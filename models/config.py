@@ -58,9 +58,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How trained encoders are made small."""
+    """How what is trained becomes what ships: a wider teacher is pruned to the preset's widths, and teaches them."""
 
-    share: float = 0.5  #: of the channels of every group that no output depends on; 0: none is pruned
+    wider: int = 2  #: times as many channels inside the teacher; 1: none is pruned
     energy: float = 0.999  #: that a low-rank layer keeps of its weights; 1: none is factored
     windows: int = 480  #: inputs of the training split to distil on
     vision: Schedule = Schedule(steps=300, batch=16, rate=1e-3)
@@ -74,7 +74,7 @@ ALONE = Run()
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model's shape and its training schedule."""
+    """The shape of the model that ships, and its training schedule."""
 
     name: str
     step_ms: int = 500
@@ -94,13 +94,21 @@ class Preset:
     episodes: tuple[int, int] = (360, 180)  #: composed for training and for dev
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
-    compression: Compression | None = None  #: None: int8 by scales alone
+    compression: Compression = Compression()
     sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
     quiet_sites: int = 3
     quiet_s: int = 600
     run: Run = ALONE  #: where and how its trainings run
+
+
+def teacher(shape: Preset) -> Preset:
+    """The preset of the network that is trained first: what ships is pruned from it, to the widths of `shape`."""
+    times = shape.compression.wider
+    a, b, c = (times * width for width in shape.vision_channels)
+    audio = tuple(times * width for width in shape.audio_channels)
+    return replace(shape, vision_channels=(a, b, c), audio_channels=audio)
 
 
 def preset(name: str) -> Preset:
@@ -113,8 +121,6 @@ def preset(name: str) -> Preset:
 _FIRST = Preset(name="first")
 PRESETS = {
     "first": _FIRST,
-    # The same with half of the channels that no output depends on.
-    "small": replace(_FIRST, name="small", compression=Compression()),
     # Seconds instead of minutes: proves the way from data to bundle, not the model.
     "tiny": replace(
         _FIRST,
@@ -126,6 +132,12 @@ PRESETS = {
         episodes=(12, 6),
         stills=6,
         calibration_windows=6,
+        compression=Compression(
+            windows=12,
+            vision=Schedule(steps=2, batch=4, rate=1e-3),
+            audio=Schedule(steps=2, batch=4, rate=1e-3),
+            aware=Schedule(steps=2, batch=4, rate=1e-4, decay=0.0),
+        ),
         sites=(1, 1),
         site_s=45.0,
         site_pictures=6,

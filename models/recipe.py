@@ -20,9 +20,8 @@ from edge_agent.engine import compile_graphs, load, selftest
 from models import bundle, calibrate, card
 from models.compression.export import export
 from models.compression.quantise import QUANTISED
-from models.compression.shrink import Judge, shrink
-from models.compression.tables import lighten_file
-from models.config import SOUNDS, Preset
+from models.compression.shrink import Judge, lighter, shrink
+from models.config import SOUNDS, Preset, teacher
 from models.data import balance, leaks, site
 from models.data.compose import Composer, Windows
 from models.data.corpus import Corpus, read_corpus
@@ -100,19 +99,17 @@ def _told(clip: Recording, rate_hz: int) -> Told:
 def export_encoders(
     network: Network, preset: Preset, parts: Parts, out: Path, *, seed: int, judge: Judge | None = None
 ) -> dict[str, Any]:
-    """Write the four graphs, the encoders compressed as the preset says; what became of those, step by step."""
+    """Write the four graphs, the encoders compressed as the preset says; what became of each, step by step."""
     rng = np.random.default_rng([seed, 22])
-    count = max(preset.calibration_windows, preset.compression.windows if preset.compression else 0)
+    count = max(preset.calibration_windows, preset.compression.windows)
     told: dict[str, Any] = {}
     for name, module in network.graphs().items():
-        target = out / f"{name}.onnx"
-        export(module, preset, name, target)
         if name in QUANTISED:
             small = shrink(name, module, preset, _inputs(name, preset, parts, count, rng), seed=seed, judge=judge)
-            target.write_bytes(small.int8)
-            told[name] = small.told()
+            data, told[name] = small.int8, small.told()
         else:
-            lighten_file(target)
+            data, told[name] = lighter(name, module, preset)
+        (out / f"{name}.onnx").write_bytes(data)
     return told
 
 
@@ -237,16 +234,16 @@ def make(
     corpus = joined(read_corpus(root), own or Corpus())
     leaks.check(corpus.recordings, preset.vision_spec)
     parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
-    network = build(preset, seed)
+    network = build(teacher(preset), seed)
     train_encoders(network, preset, parts["train"], seed)
     made = export_encoders(network, preset, parts["train"], out, seed=seed, judge=_judge(preset, root))
-    (out / bundle.COMPRESSION).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     engine = open_engine(out, preset)
     composers = {split: compose(preset, parts[split], engine, seed) for split in SPLITS}
     train_fusion(network.fusion, preset, composers["train"], seed)
     calibration = calibrate.temperatures(network.fusion, composers["dev"], seed)
-    export(network.fusion, preset, "fusion", out / "fusion.onnx")
-    lighten_file(out / "fusion.onnx")
+    head, made["fusion"] = lighter("fusion", network.fusion, preset)
+    (out / "fusion.onnx").write_bytes(head)
+    (out / bundle.COMPRESSION).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     bundle.save_weights(out / bundle.WEIGHTS, network.fusion)
     _save_replay(out, composers, seed)
     _golden(out, preset, parts["dev"].places[0])
@@ -260,6 +257,7 @@ def make(
         "int8": {
             name: f"{told['int8']['quantised']} of {told['int8']['convolutions']} convolutions"
             for name, told in made.items()
+            if name in QUANTISED
         },
         "calibration": calibration,
         "training_s": round(time.monotonic() - begin),

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge_agent.errors import BundleError
 from models.config import Preset
+from models.network.frontend import Centred, VisionFront
 from models.network.graphs import OUTPUTS, example
 
 OPSET = 17
@@ -22,13 +23,22 @@ _TOLERANCE = 1e-3
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with every (convolution, batch norm) pair made one convolution."""
+    """A copy in evaluation mode with every (convolution, batch norm) pair made one convolution, and the front end of
+    vision made part of the first."""
     folded = copy.deepcopy(module).eval()
     for parent in list(folded.modules()):
         for name, child in list(parent.named_children()):
             pair = list(child.children()) if isinstance(child, nn.Sequential) else []
             if len(pair) == 2 and isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(pair[0], pair[1]))
+    for parent in list(folded.modules()):
+        front = getattr(parent, "front", None)
+        if isinstance(front, VisionFront):
+            encoder = parent.get_submodule("encoder")
+            stem = encoder.get_submodule("stem")
+            assert isinstance(stem, nn.Conv2d)  # its batch norm is in it by now
+            encoder.stem = front.absorbed(stem)
+            parent.front = Centred()
     return folded
 
 

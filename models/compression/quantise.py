@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.errors import BundleError
 from models.compression.tables import lighten
+from models.network.frontend import MIDDLE
 
 #: Graphs where int8 pays. The sensors' TCN and the head are a few microseconds as they are.
 QUANTISED = ("vision", "audio")
@@ -89,14 +90,31 @@ def quantise(
 def convolutions(model: onnx.ModelProto) -> dict[str, str]:
     """Weights → input tensor of each convolution that int8 may be used for. Weights are named as torch does."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    exact = _exact(model)
     found = {}
     for node in model.graph.node:
         shape = shapes.get(node.input[1], ()) if node.op_type == "Conv" else ()
         if len(shape) == 4 and max(shape[2:]) <= _LONGEST_KERNEL:
             group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            if min(shape[0], shape[1] * group) >= _FEWEST:
+            if min(shape[0], shape[1] * group) >= _FEWEST or node.input[0] in exact:
                 found[node.input[1]] = node.input[0]
     return found
+
+
+def _exact(model: onnx.ModelProto) -> set[str]:
+    """Tensors that int8 holds as they are, in steps of 1: bytes of the graph's input around mid-grey."""
+    bytes_ = {p.name for p in model.graph.input if p.type.tensor_type.elem_type == TensorProto.UINT8}
+    cast = {node.output[0] for node in model.graph.node if node.op_type == "Cast" and node.input[0] in bytes_}
+    middle = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if not tensor.dims and numpy_helper.to_array(tensor) == MIDDLE
+    }
+    return {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Sub" and node.input[0] in cast and node.input[1] in middle
+    }
 
 
 def calibrate(model: onnx.ModelProto, windows: Sequence[NDArray[Any]]) -> dict[str, float]:
@@ -111,7 +129,8 @@ def calibrate(model: onnx.ModelProto, windows: Sequence[NDArray[Any]]) -> dict[s
     for window in windows:
         for name, value in zip(names, running.run(names, {running.get_inputs()[0].name: window[None]}), strict=True):
             widest[name] = max(widest[name], float(np.abs(value).max()))
-    return {name: value / _LEVELS for name, value in widest.items()}
+    exact = _exact(model)
+    return {name: 1.0 if name in exact else value / _LEVELS for name, value in widest.items()}
 
 
 def inserted(model: onnx.ModelProto, scales: Scales, names: Collection[str]) -> onnx.ModelProto:

@@ -24,11 +24,11 @@ from models.compression.export import export, fold
 from models.compression.footprint import footprint
 from models.compression.prune import Factored, distil, low_rank, prune
 from models.compression.quantise import Layers, calibrate, embeddings, quantise
-from models.config import Compression, Preset, Run, Schedule
+from models.compression.tables import lighten
+from models.config import Preset, Run, Schedule
 
 #: Every how many windows one is left out of training, and measures instead.
 _HELD_OUT = 5
-_SCALES_ALONE = Compression(share=0.0, energy=1.0, aware=Schedule(0, 1, 1.0))
 Judge = Callable[[str, bytes], Mapping[str, float]]
 Windows = Sequence[NDArray[Any]]
 
@@ -42,7 +42,8 @@ class Step:
     parameters: int
     macs: int
     bytes: int
-    error: float  #: distance of the embedding from the teacher's, as a share of its size, on windows held out
+    #: distance of the embedding from the teacher's, as a share of its size, on windows held out; None: not measured
+    error: float | None
     figures: Mapping[str, float]
 
 
@@ -71,10 +72,11 @@ def shrink(
 ) -> Small:
     """Compress one encoder's graph (`front` and `encoder`, as in `network.graphs`) the way that the preset says.
 
-    windows: raw inputs of the training split without the batch axis; no labels. BundleError if an export computes
-    something else than torch.
+    `module` is the teacher, as wide as `config.teacher` makes it; what ships has the preset's widths. windows: raw
+    inputs of the training split without the batch axis; no labels. BundleError if an export computes something else
+    than torch.
     """
-    how = preset.compression or _SCALES_ALONE
+    how = preset.compression
     torch.manual_seed(seed)
     log = _Log(graph, preset, windows[::_HELD_OUT], judge)
     learned = [window for index, window in enumerate(windows) if index % _HELD_OUT]
@@ -82,9 +84,9 @@ def shrink(
     log.add("teacher", log.exported(module))
     student, factored = copy.deepcopy(module).eval(), []
     schedule = how.vision if graph == "vision" else how.audio
-    if how.share > 0 or how.energy < 1:
+    if how.wider > 1 or how.energy < 1:
         example = _ready(module, torch.from_numpy(np.stack(learned[:2])))
-        student.encoder = prune(_encoder(student), example, how.share)
+        student.encoder = prune(_encoder(student), example, 1 - 1 / how.wider)
         log.add("pruned", log.exported(student))
         factored = low_rank(_encoder(student), how.energy) if how.energy < 1 else []
         if any(layer.rank is not None for layer in factored):
@@ -109,6 +111,28 @@ def shrink(
     return Small(student, plain, int8, layers, factored, log.steps)
 
 
+def lighter(graph: str, module: nn.Module, preset: Preset) -> tuple[bytes, dict[str, Any]]:
+    """A graph that int8 is not for: the file that ships, with large constants in half precision; and for a report."""
+    plain = _exported(module, preset, graph)
+    model = onnx.load_from_string(plain)
+    lighten(model)
+    data: bytes = model.SerializeToString()
+    steps = [_step(graph, name, one, None, {}) for name, one in (("teacher", plain), ("half precision", data))]
+    return data, {"steps": [asdict(step) for step in steps]}
+
+
+def _exported(module: nn.Module, preset: Preset, graph: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.onnx"
+        export(module, preset, graph, path)
+        return path.read_bytes()
+
+
+def _step(graph: str, name: str, data: bytes, error: float | None, figures: Mapping[str, float]) -> Step:
+    weighed = footprint(data)
+    return Step(graph, name, weighed.parameters, weighed.macs, weighed.bytes, error, dict(figures))
+
+
 class _Log:
     """The steps of one graph, each held against the first."""
 
@@ -119,10 +143,7 @@ class _Log:
         self.steps: list[Step] = []
 
     def exported(self, module: nn.Module) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "plain.onnx"
-            export(module, self._preset, self._graph, path)
-            return path.read_bytes()
+        return _exported(module, self._preset, self._graph)
 
     def add(self, name: str, data: bytes) -> float:
         """Measure a step; its error."""
@@ -131,11 +152,8 @@ class _Log:
             self._teacher = found
         size = max(float(np.square(self._teacher).mean()), 1e-12)
         error = float(np.sqrt(np.square(found - self._teacher).mean() / size))
-        weighed = footprint(data)
         figures = self._judge(self._graph, data) if self._judge is not None else {}
-        self.steps.append(
-            Step(self._graph, name, weighed.parameters, weighed.macs, weighed.bytes, round(error, 5), dict(figures))
-        )
+        self.steps.append(_step(self._graph, name, data, round(error, 5), figures))
         return error
 
 

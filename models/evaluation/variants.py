@@ -15,7 +15,7 @@ from edge_agent.engine import compile_graphs, open_bundle
 from edge_agent.errors import BundleError
 from models import bundle
 from models.compression.quantise import plain
-from models.config import preset
+from models.config import preset, teacher
 from models.network.graphs import build
 from models.runtime import TorchEngine
 
@@ -64,7 +64,7 @@ def _load(variant: Variant) -> Model:
             raise BundleError(
                 f"{variant.folder} holds no {bundle.NETWORK}: torch needs the bundle `teacher` of a training's folder"
             )
-        network = build(preset(found.manifest.name.rsplit("-", 1)[0]), 0)
+        network = build(teacher(preset(found.manifest.name.rsplit("-", 1)[0])), 0)
         bundle.load_weights(variant.folder / bundle.NETWORK, nn.ModuleDict(network.graphs()))
         engine = TorchEngine({name: module.eval() for name, module in network.graphs().items()}, found.manifest)
     else:

@@ -50,7 +50,7 @@ def report(folder: Path) -> dict[str, Any]:
         "step_ms": step,
         "vision_int8_over_f32": _ratio(speed["vision"]),
         "steps": [step for told in steps.values() for step in told["steps"]],
-        "low_rank": {graph: told["low_rank"] for graph, told in steps.items()},
+        "low_rank": {graph: told["low_rank"] for graph, told in steps.items() if "low_rank" in told},
         "tensorrt": _compiled(graphs),
     }
 
@@ -165,7 +165,7 @@ def tables(found: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Rows]]:
             step["bytes"],
             step["parameters"],
             step["macs"],
-            step["error"],
+            "" if step["error"] is None else step["error"],
             ", ".join(f"{key} {value}" for key, value in step["figures"].items()),
         ]
         for step in found["steps"]

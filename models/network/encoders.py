@@ -21,12 +21,14 @@ def convolution(inside: int, outside: int, stride: int = 1, kernel: int = 3) -> 
 
 
 class Residual(nn.Module):
-    """ReLU(x + f(x)) with f two 3x3 convolutions; a 1x1 on the way round where the shape changes."""
+    """ReLU(x + f(x)) with f two 3x3 convolutions, `width` channels between them (none given: as many as come out); a
+    1x1 on the way round where the shape changes."""
 
-    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+    def __init__(self, inside: int, outside: int, stride: int = 1, width: int | None = None) -> None:
         super().__init__()
-        self.first = convolution(inside, outside, stride)
-        self.second = convolution(outside, outside)
+        between = outside if width is None else width
+        self.first = convolution(inside, between, stride)
+        self.second = convolution(between, outside)
         same = stride == 1 and inside == outside
         self.skip = nn.Identity() if same else convolution(inside, outside, stride, 1)
 
@@ -35,17 +37,24 @@ class Residual(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """(N, 5, H, W) → embedding: features where it is most anomalous; heat (N, H/8, W/8); logit; fire logit."""
+    """(N, 5, H, W) → embedding: features where it is most anomalous; heat (N, H/8, W/8); logit; fire logit.
+
+    channels: of the stem, at a quarter of the size, and inside the blocks at an eighth, whose outputs are as many as
+    the embedding has.
+    """
 
     def __init__(self, channels: Sequence[int], embedding: int) -> None:
         super().__init__()
         a, b, c = channels
-        if c != embedding:
-            raise ValueError(f"the last of the vision channels is the embedding: {c} is not {embedding}")
         self.stem = convolution(5, a, 2)
         self.down = convolution(a, b, 2)
-        self.body = nn.Sequential(Residual(b, b), Residual(b, c, 2), Residual(c, c), Residual(c, c))
-        self.head = nn.Conv2d(c, 1, 1)
+        self.body = nn.Sequential(
+            Residual(b, b),
+            Residual(b, embedding, 2, c),
+            Residual(embedding, embedding, 1, c),
+            Residual(embedding, embedding, 1, c),
+        )
+        self.head = nn.Conv2d(embedding, 1, 1)
         self.fire = nn.Linear(embedding, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,9 +62,11 @@ class VisionEncoder(nn.Module):
         heat = self.head(features)
         # The hottest neighbourhood speaks for the picture: one bright cell is noise, nine are something.
         weight = torch.softmax(F.avg_pool2d(heat, 3, 1, 1, count_include_pad=False).flatten(2) * 2.0, 2)
-        embedding = (features.flatten(2) * weight).sum(2)
-        logit = F.linear(embedding, self.head.weight.flatten(1), self.head.bias)
-        return embedding, heat[:, 0], logit[:, 0], self.fire(embedding)[:, 0]
+        # Channels last, as convolutions leave them: a product, and no new order of the features.
+        embedding = torch.matmul(weight, features.permute(0, 2, 3, 1).flatten(1, 2))[:, 0]
+        # The head's answer to the embedding, for weights that sum to one.
+        logit = (heat.flatten(2) * weight).sum(2)[:, 0]
+        return embedding, heat[:, 0], logit, self.fire(embedding)[:, 0]
 
 
 class AudioEncoder(nn.Module):

@@ -3,6 +3,8 @@ and device cannot differ. All of it stays float32 in every engine."""
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,15 +35,25 @@ SENSOR_SCALE = (
 CHANGE_GAIN = 4.0
 
 
+#: Grey level that becomes zero: what is left of a byte is a whole number that int8 holds exactly.
+MIDDLE = 128.0
+
+
+class Centred(nn.Module):
+    """uint8 (N, 5, H, W) → the same as float, −128..127."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames.float() - MIDDLE
+
+
 class VisionFront(nn.Module):
     """uint8 (N, 5, H, W) → float (N, 5, H, W): R, G, B around zero and two differences of luma over time.
 
-    All five are sums of the planes, so one 1x1 convolution makes them: a fifth less time than plane by plane. What
-    is cut off at ±4 is large motion; R, G and B end at ±2.
+    All five are sums of the planes around mid-grey, without an offset: `absorbed` makes them part of the convolution
+    that comes next. What that pads with, zero, is mid-grey at rest on either side.
     """
 
     mix: Tensor
-    offset: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +62,16 @@ class VisionFront(nn.Module):
         mix[3:, :3, 0, 0] = torch.tensor(LUMA) / 32.0
         mix[3:, 3:, 0, 0] = -torch.eye(2) / 32.0
         self.register_buffer("mix", mix, persistent=False)
-        self.register_buffer("offset", torch.tensor([-2.0, -2.0, -2.0, 0.0, 0.0]), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(frames.float(), self.mix, self.offset).clamp(-4.0, 4.0)
+        return torch.nn.functional.conv2d(frames.float() - MIDDLE, self.mix)
+
+    def absorbed(self, stem: nn.Conv2d) -> nn.Conv2d:
+        """A copy of `stem` that gives of `Centred` frames what `stem` gives of this module's output."""
+        large = copy.deepcopy(stem)
+        with torch.no_grad():
+            large.weight.copy_(torch.einsum("omhw,mc->ochw", stem.weight, self.mix[:, :, 0, 0]))
+        return large
 
 
 def mel_bank(rate_hz: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

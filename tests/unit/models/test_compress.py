@@ -20,20 +20,29 @@ from models.compression import qat  # noqa: E402
 from models.compression.export import export, fold  # noqa: E402
 from models.compression.footprint import footprint, latencies  # noqa: E402
 from models.compression.prune import low_rank, parameters, prune  # noqa: E402
-from models.compression.quantise import calibrate, convolutions, embeddings, inserted, plain, quantise  # noqa: E402
+from models.compression.quantise import (  # noqa: E402
+    calibrate,
+    convolutions,
+    embeddings,
+    inserted,
+    plain,
+    quantise,
+    weight_scale,
+)
 from models.compression.shrink import shrink  # noqa: E402
 from models.compression.tables import lighten  # noqa: E402
-from models.config import Compression, Schedule, preset  # noqa: E402
+from models.config import Compression, Schedule, preset, teacher  # noqa: E402
 from models.evaluation import weight  # noqa: E402
 from models.network.encoders import VisionEncoder  # noqa: E402
-from models.network.graphs import AudioGraph  # noqa: E402
+from models.network.frontend import MIDDLE, VisionFront  # noqa: E402
+from models.network.graphs import AudioGraph, VisionGraph  # noqa: E402
 
 SHIPPED = Path(__file__).resolve().parents[3] / "edge_agent" / "bundle"
 SHORT = Schedule(steps=2, batch=4, rate=1e-4)
 SHAPE = replace(
     preset("tiny"),
-    audio_channels=(32, 32, 32, 48),
-    compression=Compression(share=0.5, energy=0.9, vision=SHORT, audio=SHORT, aware=SHORT),
+    audio_channels=(16, 16, 16, 32),
+    compression=Compression(wider=2, energy=0.9, vision=SHORT, audio=SHORT, aware=SHORT),
 )
 
 
@@ -47,7 +56,7 @@ def sounds() -> list[np.ndarray]:
 def audio(sounds) -> AudioGraph:
     torch.set_num_threads(1)
     torch.manual_seed(5)
-    graph = AudioGraph(SHAPE).train()
+    graph = AudioGraph(teacher(SHAPE)).train()
     with torch.no_grad():  # batch norm sees data, so that folding it is put to the test
         for _ in range(4):
             graph(torch.from_numpy(np.stack(sounds)))
@@ -180,6 +189,76 @@ def test_the_whole_way_tells_every_step(audio, sounds):
     assert last.macs < teacher.macs
     assert len(small.int8) < teacher.bytes / 3
     assert small.layers.quantised == small.layers.convolutions - 1
+    # What ships is as wide as the preset says.
+    wanted, made = AudioGraph(SHAPE).encoder, small.module.get_submodule("encoder")
+    assert _widths(made) == _widths(wanted)
+
+
+def _widths(module: nn.Module) -> list[int]:
+    return [layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (5, 160, 240)).astype(np.uint8) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def vision(frames, tmp_path_factory) -> tuple[VisionGraph, Path]:
+    torch.manual_seed(5)
+    graph = VisionGraph(SHAPE).train()
+    with torch.no_grad():
+        graph(torch.from_numpy(np.stack(frames)))
+    path = tmp_path_factory.mktemp("vision") / "vision.onnx"
+    export(graph.eval(), SHAPE, "vision", path)
+    return graph, path
+
+
+def test_the_front_end_of_vision_is_part_of_the_first_convolution(vision, frames):
+    graph, path = vision
+    folded = fold(graph)
+    x = torch.from_numpy(np.stack(frames))
+    with torch.no_grad():
+        for wanted, found in zip(graph(x), folded(x), strict=True):
+            assert torch.allclose(wanted, found, atol=1e-4)
+        again = fold(folded)(x)[0]
+    assert torch.equal(folded(x)[0], again)
+    operators = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert operators[:3] == ["Cast", "Sub", "Conv"]
+
+
+def test_int8_holds_the_bytes_of_a_frame_exactly(vision, frames):
+    _, path = vision
+    model = onnx.load(str(path))
+    stem = next(iter(convolutions(model)))
+    scales = calibrate(model, frames[:1])
+    assert stem == "encoder.stem.weight"
+    assert scales[convolutions(model)[stem]] == 1.0
+    # With weights that int8 holds too, nothing changes at all.
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == stem)
+    whole = np.clip(np.rint(numpy_helper.to_array(tensor) * 1e3), -127, 127).astype(np.float32)
+    whole[:, 0, 0, 0] = 127.0
+    tensor.CopyFrom(numpy_helper.from_array(whole, stem))
+    inputs = [frame[None] for frame in frames]
+    wanted = embeddings(model, inputs)
+    assert np.allclose(embeddings(inserted(model, scales, [stem]), inputs), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_move_stays_at_rest_in_int8(frames):
+    """The differences over time come out of sums of weights: rounded, they must still cancel on a still picture."""
+    stem = nn.Conv2d(5, 16, 3, bias=False)
+    with torch.no_grad():
+        stem.weight.copy_(torch.randn(16, 5, 3, 3, generator=torch.Generator().manual_seed(1)))
+        stem.weight[:, :3] = 0  # it sees what changes, and nothing else
+    large = VisionFront().absorbed(stem)
+    scale = torch.from_numpy(weight_scale(large.weight.detach().numpy())).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        large.weight.copy_((large.weight / scale).round() * scale)
+        picture = torch.from_numpy(np.stack([frames[0][0]] * 5)[None]).float() - MIDDLE  # grey, the same three times
+        still = large(picture).abs().mean()
+        picture[:, 3:] -= 8  # grey levels
+        assert still < 0.1 * large(picture).abs().mean()
 
 
 def test_a_footprint_counts_by_hand():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edge_agent.engine import load, selftest
-from models import bundle, recipe
+from models import bundle, config, recipe
 from models.config import CLASSES, Run, preset
 from models.network.graphs import build
 
@@ -29,7 +29,7 @@ def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path):
     assert figures["sets"] == []
     teacher = work / recipe.TEACHER
     assert selftest(load(teacher), teacher).worst < 1e-3
-    network = build(preset("tiny"), seed=9)
+    network = build(config.teacher(preset("tiny")), seed=9)
     bundle.load_weights(teacher / bundle.NETWORK, nn.ModuleDict(network.graphs()))
     frames = bundle.load_arrays(teacher / bundle.GOLDEN)["frames"]
     wanted = network.vision.eval()(torch.from_numpy(frames))[0].detach().numpy()
