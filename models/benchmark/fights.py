@@ -45,7 +45,7 @@ FLOOR = {"auc_video": 0.75, "auc_fused": 0.73}
 BLOCKS = 15
 SPEC = VisionSpec(width=224, height=160)
 _FOLDS = 5
-#: Pictures of each clip, and other cameras that a clip that trains is seen through besides its own.
+#: Pictures of each clip, and other cameras and microphones that one that trains is taken by besides its own.
 _WINDOWS, _VIEWS = 6, 1
 #: Strength of the ridge on each head: a fold has some 50 sources, and in sound far fewer.
 _PENALTIES = {"motion": 0.1, "changes": 0.3, "audio": 3.0}
@@ -104,6 +104,15 @@ class SoundGraph(nn.Module):
 
 
 @dataclass(frozen=True)
+class View:
+    """A clip as other devices would show it; as `Item` has it."""
+
+    frames: U8
+    motion: F32
+    pcm: I16
+
+
+@dataclass(frozen=True)
 class Item:
     """One clip, ready for the graphs."""
 
@@ -114,7 +123,7 @@ class Item:
     motion: F32
     pcm: I16  #: (n, samples), n = 0 where the track is silent or missing
     counted: bool  #: one of the clips with sound, over which the set's figures are taken
-    views: tuple[tuple[U8, F32], ...] = ()  #: frames and motion through other cameras, to train on
+    views: tuple[View, ...] = ()  #: through other cameras and microphones, to train on
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def recipe(roots: Roots, seed: int) -> Block:
     for variant, vision, audio in _engines(made, roots.engines):
         own = features(plan.items, vision, audio)
         if not heads:  # trained once, on what the first engine makes of the clips; all are tested with the same heads
-            viewed = _viewed(plan.items, vision)
+            viewed = _viewed(plan.items, vision, audio)
             shares = [harmless(own.rows(train), plan.some(train), fight[train], seed) for train, _ in plan.folds]
             heads = [
                 _trained(own, viewed, fight, train, share)
@@ -351,9 +360,9 @@ def read(
     for row in tracked("clips", table):
         path = root / _file(row)
         film = read_film(path)
-        others = [_through(film, rng) for _ in range(cameras or 0)]
-        views = tuple((windows(other, spec, _WINDOWS), motion(other)) for other in others)
         pcm = _sound(path)
+        others = [(_through(film, rng), recorded(pcm, rng)) for _ in range(cameras or 0)]
+        views = tuple(View(windows(other, spec, _WINDOWS), motion(other), sound) for other, sound in others)
         counted = row["audio"] in ("ok", "quiet") if row.get("audio") else len(pcm) > 0
         item = Item(
             row["clip"],
@@ -399,15 +408,16 @@ def _looked(vision: Engine, frames: U8) -> F32:
     return np.asarray(through(vision, "vision", frames)["embedding"].mean(0), np.float32)
 
 
-def _viewed(items: Sequence[Item], vision: Engine) -> list[tuple[NDArray[np.intp], Features]]:
-    """Which clips are shown by another camera, and what that gives; their sound is not heard twice."""
+def _viewed(items: Sequence[Item], vision: Engine, audio: Engine) -> list[tuple[NDArray[np.intp], Features]]:
+    """Which clips are shown by other devices, and what that gives."""
     found = []
-    for camera in range(max((len(item.views) for item in items), default=0)):
-        index = np.array([i for i, item in enumerate(items) if len(item.views) > camera], np.intp)
-        views = [items[int(i)].views[camera] for i in index]
-        motions, changes = np.stack([v[1] for v in views]), np.stack([_looked(vision, v[0]) for v in views])
-        silence = np.zeros((len(index), 3 * MELS), np.float32)
-        found.append((index, Features(motions, changes, silence, np.zeros(len(index), np.bool_))))
+    for number in range(max((len(item.views) for item in items), default=0)):
+        index = np.array([i for i, item in enumerate(items) if len(item.views) > number], np.intp)
+        shown = []
+        for item in (items[int(i)] for i in index):
+            view = item.views[number]
+            shown.append(replace(item, frames=view.frames, motion=view.motion, pcm=view.pcm))
+        found.append((index, features(shown, vision, audio)))
     return found
 
 
@@ -465,6 +475,20 @@ def _labels(items: Sequence[Item]) -> tuple[F32, NDArray[np.bool_]]:
 def _through(film: Film, rng: np.random.Generator) -> Film:
     other = lens(rng)
     return Film([seen(frame, other, rng) for frame in film.frames])
+
+
+def recorded(pcm: I16, rng: np.random.Generator) -> I16:
+    """Windows (n, samples) as another microphone and codec give them: the upper band lost, at times over hiss."""
+    if not len(pcm):
+        return pcm
+    highest_hz = float(np.exp(rng.uniform(np.log(2000), np.log(9000))))
+    hz = np.fft.rfftfreq(pcm.shape[1], 1 / _RATE_HZ)
+    spectrum = np.fft.rfft(pcm.astype(np.float64), axis=1) / (1 + (hz / highest_hz) ** 24)
+    wave = np.fft.irfft(spectrum, pcm.shape[1], 1)
+    if rng.random() < 0.5:
+        below_db = rng.uniform(10, 40)
+        wave += rng.standard_normal(wave.shape) * np.sqrt(np.square(wave).mean()) * 10 ** (-below_db / 20)
+    return np.clip(wave, -32768, 32767).astype(np.int16)
 
 
 def _sound(path: Path) -> I16:

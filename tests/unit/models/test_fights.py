@@ -169,3 +169,16 @@ def test_a_root_without_clips_is_refused(tmp_path: Path) -> None:
     for root, reason in ((there, "names no row of the wanted split"), (tmp_path, "cannot read the label table")):
         with pytest.raises(ConfigError, match=reason):
             fights.planned(Roots(here, root), 0, VisionSpec(width=64, height=32), None)
+
+
+def test_another_microphone_loses_the_upper_band_and_adds_nothing_to_silence() -> None:
+    time_s = np.arange(16_000) / 16_000
+    tones = (6000 * (np.sin(2 * np.pi * 500 * time_s) + np.sin(2 * np.pi * 7900 * time_s))).astype(np.int16)
+    high = []
+    for seed in range(20):
+        spectrum = np.abs(np.fft.rfft(fights.recorded(tones[None], np.random.default_rng(seed))[0]))
+        assert spectrum[500] > 0.9 * 8000 * 6000
+        high.append(float(spectrum[7900]) / (8000 * 6000))
+    assert min(high) < 0.01
+    assert max(high) > 0.5
+    assert fights.recorded(np.zeros((0, 16_000), np.int16), np.random.default_rng(0)).shape == (0, 16_000)
