@@ -66,7 +66,9 @@ def test_a_batch_says_what_every_head_should_learn():
     assert (kinds_weight[:first] == 0).all()
     assert float(kinds_weight.sum()) == pytest.approx(1.0)
     assert float(own_weight[:first].sum()) == pytest.approx(1.0)
-    assert float(own_weight[first : first + course.lessons[1].count].sum()) == pytest.approx(0.12)
+    assert float(own_weight[first : first + course.lessons[1].count].sum()) == pytest.approx(
+        hearing.BACKGROUND_WEIGHT
+    )
 
 
 def test_equal_seeds_give_equal_batches():
