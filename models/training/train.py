@@ -58,7 +58,7 @@ def train_sensors(
     graph: SensorGraph, preset: Preset, tables: list[Log], simulated: list[tuple[F32, float]], seed: int
 ) -> None:
     """Generated traces, recorded minutes (presence is weak evidence) and windows of the simulated site."""
-    pool = [*_sensor_pool(preset, tables, seed), *simulated]
+    pool = [*sensor_pool(preset, tables, seed), *simulated]
 
     def loss(readings: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(graph(readings)[1], target)
@@ -73,7 +73,7 @@ def train_sensors(
     fit("sensors", graph, preset.sensors, batches(), loss, run=preset.run)
 
 
-def _sensor_pool(preset: Preset, tables: list[Log], seed: int) -> list[tuple[F32, float]]:
+def sensor_pool(preset: Preset, tables: list[Log], seed: int) -> list[tuple[F32, float]]:
     """(window, target): as many as four batches' worth per ten steps, so that each is seen a few times."""
     rng = np.random.default_rng([seed, 14])
     steps, step_s = preset.sensor_spec.steps, preset.step_ms / 1000

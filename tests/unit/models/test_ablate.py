@@ -14,8 +14,10 @@ pytest.importorskip("lightning", reason="pip install lightning")
 
 from edge_agent.errors import ConfigError  # noqa: E402
 from models import ablate, bundle  # noqa: E402
+from models.ablate import encoders, heads, table  # noqa: E402
 from models.config import Fusion, Schedule, preset  # noqa: E402
-from models.network.graphs import fusion_head  # noqa: E402
+from models.data.staging import Picture  # noqa: E402
+from models.network.graphs import build, fusion_head  # noqa: E402
 from models.training.pretrain import pretrain  # noqa: E402
 from models.training.regimes import endless, rows, train_one_class, train_semi, train_weak  # noqa: E402
 from models.training.terms import Batch  # noqa: E402
@@ -26,7 +28,7 @@ SHAPE = replace(preset("tiny"), fusion=Schedule(steps=8, batch=32, rate=2e-3))
 
 
 @pytest.fixture(scope="module")
-def windows() -> ablate.Embedded:
+def windows() -> heads.Embedded:
     """Embeddings that really were made: a retraining's replay, of the bundle that ships."""
     replay = bundle.load_arrays(SHIPPED / bundle.REPLAY)
 
@@ -35,7 +37,7 @@ def windows() -> ablate.Embedded:
         found = [torch.from_numpy(np.asarray(replay[f"{split}_{name}"], np.float32)) for name in names]
         return Batch(*found, torch.ones(len(found[0])))
 
-    return ablate.Embedded(batch("train"), batch("dev"), "replay")
+    return heads.Embedded(batch("train"), batch("dev"), "replay")
 
 
 def _head(seed: int = 0):
@@ -52,19 +54,18 @@ def _moved(head) -> set[str]:
 
 def test_a_row_is_done_once_and_again_when_it_changes(windows, tmp_path, monkeypatch):
     row = ablate.ROWS[0]
-    first = ablate.work(row, SHAPE, windows, tmp_path, quick=True)
+    first = heads.work(row, SHAPE, windows, tmp_path, quick=True)
     assert 0 < first["figures"]["ap"]["mean"] <= 1
     assert first["parameters"] == sum(p.numel() for p in fusion_head(replace(SHAPE, head=row.fusion)).parameters())
 
     def again(*parts):
         raise RuntimeError("trained again")
 
-    monkeypatch.setattr(ablate, "trained", again)
-    assert ablate.work(row, SHAPE, windows, tmp_path, quick=True) == first
+    monkeypatch.setattr(heads, "trained", again)
+    assert heads.work(row, SHAPE, windows, tmp_path, quick=True) == first
     with pytest.raises(RuntimeError, match="again"):
-        ablate.work(replace(row, fusion=Fusion(width=16)), SHAPE, windows, tmp_path, quick=True)
-    told = ablate.table(tmp_path)
-    assert told["rows"] == 1
+        heads.work(replace(row, fusion=Fusion(width=16)), SHAPE, windows, tmp_path, quick=True)
+    assert table.write(tmp_path, [row.key, "not done"]) == 1
     assert "| baseline | naive concatenation |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "ablations.json").read_text(encoding="utf-8"))[0]["seeds"] == [0]
     assert (tmp_path / "ablations.svg").stat().st_size > 1000
@@ -82,7 +83,7 @@ def test_a_modality_that_is_the_only_cause_is_not_held_against_its_absence(windo
     def score(batch: Batch):
         return (batch.own * batch.mask.amax(1)).amax(1)  # knows everything that is there
 
-    figures = ablate.judged(score, windows.dev)
+    figures = heads.judged(score, windows.dev)
     assert figures["ap"] == 1.0
     assert all(figures[f"lost_{name}"] == 0 for name in ("vision", "audio", "sensors"))
 
@@ -106,9 +107,9 @@ def test_an_unknown_pretraining_is_refused(windows):
 def test_bags_alone_teach_which_windows_are_wrong(windows):
     head = _head()
     shape = replace(SHAPE, fusion=Schedule(steps=40, batch=32, rate=6e-3))
-    before = ablate.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"]
+    before = heads.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"]
     train_weak(head, shape, windows.train, 0)
-    assert ablate.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"] > before + 0.1
+    assert heads.judged(lambda batch: head(*batch[:4])[0], windows.train)["ap"] > before + 0.1
 
 
 def test_pseudo_labels_look_at_no_label_of_the_rest(windows):
@@ -130,3 +131,81 @@ def test_one_class_draws_what_is_normal_to_its_centre(windows):
         near = (head(*normal[:4])[3] - centre).square().sum(1).mean()
         start = (_head()(*normal[:4])[3] - centre).square().sum(1).mean()
     assert near < 0.7 * start
+
+
+def _changed(change: str, modality: str):
+    shape = encoders.quarter(preset("first"))
+    graph = build(shape, 0).graphs()[modality]
+    encoders.CHANGES[change](graph, shape)
+    return graph.eval()
+
+
+def _frames():
+    return torch.randint(0, 256, (2, 5, 160, 240), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("change", "blind"), [("still", (3, 4)), ("one difference", (4,))])
+def test_an_encoder_without_motion_does_not_see_the_frames_before(change, blind):
+    graph, frames, other = _changed(change, "vision"), _frames(), _frames()
+    for plane in range(5):
+        other[:, plane] = 255 - frames[:, plane]
+        assert torch.equal(graph(frames)[2], graph(other)[2]) == (plane in blind)
+        other[:, plane] = frames[:, plane]
+
+
+def test_a_gray_encoder_sees_light_alone():
+    red, green, blue = _changed("gray", "vision").front(_frames())[:, :3].unbind(1)
+    torch.testing.assert_close(red, green)
+    torch.testing.assert_close(red, blue)
+    assert red.std() > 0.1
+
+
+def test_separable_blocks_and_plain_means_give_what_the_encoder_gives():
+    plain = build(encoders.quarter(preset("first")), 0).vision.eval()
+    for change in ("separable", "mean"):
+        changed = _changed(change, "vision")
+        assert [part.shape for part in changed(_frames())] == [part.shape for part in plain(_frames())]
+    assert sum(p.numel() for p in _changed("separable", "vision").parameters()) < 22_000
+    _, heat, logit = changed(_frames())
+    torch.testing.assert_close(logit, heat.mean((1, 2)), atol=1e-4, rtol=1e-4)  # linear all the way
+
+
+def test_two_bands_are_heard_as_one():
+    graph = _changed("32 bands", "audio")
+    x = torch.randn(2, 1, 64, 96)
+    swapped = x.view(2, 1, 32, 2, 96).flip(3).reshape(2, 1, 64, 96)
+    torch.testing.assert_close(graph.encoder(x)[2], graph.encoder(swapped)[2])
+
+
+def test_sensors_without_ages_do_not_see_them():
+    readings = torch.ones(1, 3, 12, 64)
+    older = readings.clone()
+    older[:, 1] = 50.0
+    assert torch.equal(_changed("no age", "sensors")(readings)[1], _changed("no age", "sensors")(older)[1])
+    assert not torch.equal(_changed("no mask", "sensors")(readings)[1], _changed("no mask", "sensors")(older)[1])
+
+
+def test_a_row_of_an_encoder_is_trained_judged_and_kept(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def picture(wrong):
+        frames = rng.integers(0, 256, (5, 160, 240)).astype(np.uint8)
+        return Picture(frames, np.full((20, 30), float(wrong != "nothing"), np.float32), wrong)
+
+    parts = encoders.Parts(tmp_path, preset("first"), None, quick=True)
+    pictures = [picture(wrong) for wrong in ("nothing", "fire", "odd") * 6]
+    parts.__dict__["pictures"] = {"train": pictures, "dev": pictures}
+    (tmp_path / encoders.PICTURES).write_bytes(b"these")
+    row = encoders.Row("vision", "gray", "gray")
+    found = encoders.work(row, parts, tmp_path)
+    assert set(found["figures"]) == {"fire AUC", "odd AUC"}
+    assert found["ms"]["int8"] > 0
+    monkeypatch.setattr(encoders, "build", None)
+    assert encoders.work(row, parts, tmp_path) == found
+    assert table.write(tmp_path, [row.key]) == 1
+    assert "| vision encoder | fire AUC | odd AUC |" in (tmp_path / "ablations.md").read_text(encoding="utf-8")
+    (tmp_path / encoders.PICTURES).write_bytes(b"others")
+    with pytest.raises(TypeError):
+        encoders.work(row, parts, tmp_path)
+    with pytest.raises(ConfigError, match="judged on recorded sets"):
+        encoders.work(encoders.Row("audio", "quarter size"), parts, tmp_path)

@@ -1,19 +1,14 @@
-"""What each way to fuse, and each objective, is worth: one table, on embeddings made once and kept.
+"""What each way to fuse, and each objective, is worth, on embeddings made once and kept.
 
-`python -m models ablate` writes one JSON file per row and, from all of them, a table and a plot. A row that is done
-is not done again; one whose definition, embeddings or schedule have changed is. Train windows are composed of train
-parts, the judged ones of dev parts: nothing judged has trained a head or an encoder.
+Train windows are composed of train parts, the judged ones of dev parts: nothing judged has trained a head or an
+encoder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -24,23 +19,21 @@ from torch import Tensor, nn
 from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import GRAPHS
 from edge_agent.engine import compile_graphs, open_bundle
-from edge_agent.errors import ConfigError
 from models import bundle, recipe, runtime
-from models.config import Fusion, Preset, Schedule
+from models.ablate.table import SEEDS, digest, kept, spread, times_ms
+from models.config import PRESETS, Fusion, Preset, Schedule
 from models.data.compose import Windows
 from models.data.corpus import read_corpus
 from models.data.records import SPLITS
 from models.metrics import average_precision
 from models.network.fusion import FusionHead
 from models.network.graphs import fusion_head
-from models.progress import Progress
 from models.training.pretrain import pretrain
 from models.training.regimes import endless, rows, train_one_class, train_semi, train_weak
 from models.training.terms import Batch, Learner
 from models.training.train import deterministic, fit
 
 EMBEDDINGS = "embeddings.npz"
-SEEDS = (0, 1, 2)
 _SCHEDULE, _QUICK = Schedule(steps=200, batch=64, rate=4e-3), Schedule(steps=30, batch=32, rate=3e-3)
 _PRETRAINED = Schedule(steps=150, batch=64, rate=4e-3)
 #: Composed windows: those that train (modalities left out at random), and those that are judged (all there).
@@ -48,8 +41,11 @@ _COUNT = {"train": 16384, "dev": 2048}
 #: Parts that embeddings are made of: enough to tell rows apart, in a quarter of the time that all of them take.
 _SITES, _EPISODES = (6, 4), (200, 120)
 _FEW = 0.05  #: share of the train windows that keep their labels where labels are few
-_TIMED = 100
 _TEACHER_WIDTH = 64
+
+
+#: The head that ships: what every row changes one thing of, but those that say how they fuse.
+REFERENCE = PRESETS["first"].head
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class Row:
 
     group: str
     name: str
-    fusion: Fusion = field(default_factory=Fusion)
+    fusion: Fusion = REFERENCE
     #: supervised | masked or contrastive (pre-trained, then supervised) | weak | semi | one_class
     regime: str = "supervised"
     labels: float = 1.0  #: share of the train windows that have labels
@@ -68,8 +64,8 @@ class Row:
         return f"{self.group}-{self.name}".replace(" ", "_").replace("%", "pc")
 
 
-def _with(*terms: str, weight: float = 0.3) -> Fusion:
-    return Fusion(terms=tuple((name, weight) for name in terms))
+def _with(term: str, weight: float = 0.3) -> Fusion:
+    return replace(REFERENCE, terms=((term, weight),))
 
 
 _MIXED = ("hybrid", "attention", "gated", "low_rank", "bilinear", "pooling", "early", "concatenation")
@@ -77,11 +73,11 @@ _MIXED = ("hybrid", "attention", "gated", "low_rank", "bilinear", "pooling", "ea
 ROWS: tuple[Row, ...] = (
     Row("baseline", "naive concatenation", Fusion("concatenation", "none")),
     Row("baseline", "late mean", Fusion("late", "mean")),
-    *(Row("block + evidence", name, Fusion(name)) for name in _MIXED),
+    *(Row("block + evidence", name, Fusion(name, "gated")) for name in _MIXED),
     Row("block", "late", Fusion("late", "alone")),
     *(Row("block", name, Fusion(name, "none")) for name in ("hybrid", "attention")),
-    Row("missing", "zeros instead of learned tokens", Fusion(learned_tokens=False)),
-    Row("space", "shared", Fusion(space="shared")),
+    Row("missing", "zeros instead of learned tokens", replace(REFERENCE, learned_tokens=False)),
+    Row("space", "shared", replace(REFERENCE, space="shared")),
     Row("space", "aligned", _with("align", weight=0.1)),
     Row("space", "coordinated", _with("coordinate", weight=0.1)),
     Row("transfer", "consistency", _with("consistency", weight=1.0)),
@@ -109,31 +105,6 @@ class Embedded:
     mark: str
 
 
-def run(
-    out: Path, preset: Preset, root: Path | None, shipped: Path, only: Sequence[str] = (), *, quick: bool = False
-) -> dict[str, Any]:
-    """Do the rows that are not done yet, write the table, and return it. ConfigError for an unknown row."""
-    chosen = select(only)
-    out.mkdir(parents=True, exist_ok=True)
-    windows = embedded(out / EMBEDDINGS, preset, root, shipped, quick=quick)
-    shown = Progress("rows", len(chosen))
-    for index, row in enumerate(chosen, 1):
-        work(row, preset, windows, out, quick=quick)
-        shown.at(index, row.key)
-    return table(out)
-
-
-def select(only: Sequence[str]) -> tuple[Row, ...]:
-    """All rows, or those of the named groups and rows. ConfigError lists what there is."""
-    known = {row.group for row in ROWS} | {row.key for row in ROWS}
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"no row or group is named {', '.join(unknown)}; there are {', '.join(sorted(known))}", "--only"
-        )
-    return tuple(row for row in ROWS if not only or row.group in only or row.key in only)
-
-
 def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, quick: bool) -> Embedded:
     """The windows in `path`, which are made first if they are not there or came from another bundle."""
     opened = open_bundle(shipped)
@@ -152,7 +123,7 @@ def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, qu
             )
             arrays |= {f"{split}_{name}": array for name, array in packed(drawn).items()}
         bundle.save_arrays(path, arrays)
-    return Embedded(_unpacked(arrays, "train"), _unpacked(arrays, "dev"), _digest(path.read_bytes()))
+    return Embedded(_unpacked(arrays, "train"), _unpacked(arrays, "dev"), digest(path.read_bytes()))
 
 
 def _least(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -170,42 +141,26 @@ def _unpacked(arrays: Mapping[str, Any], split: str) -> Batch:
     return Batch(*(torch.from_numpy(np.asarray(arrays[f"{split}_{name}"], np.float32)) for name in names))
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
 def work(row: Row, preset: Preset, windows: Embedded, out: Path, *, quick: bool) -> dict[str, Any]:
     """The figures of one row, from its file if that is of the same row, embeddings and schedule."""
     seeds = SEEDS[:1] if quick else SEEDS
     schedule = _QUICK if quick else _SCHEDULE
-    mark = _digest(f"{row} {windows.mark} {seeds} {schedule} {_PRETRAINED}".encode())
-    path = out / "rows" / f"{row.key}.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8")))["mark"] == mark:
-        return dict(found)
-    begin = time.monotonic()
-    shape = replace(preset, head=row.fusion, fusion=schedule)
-    heads = [trained(row, shape, windows, seed) for seed in seeds]
-    judgements = [judged(score, windows.dev) for _, score in heads]
-    figures = {
-        "mark": mark,
-        "row": {**asdict(row), "fusion": asdict(row.fusion)},
-        "seeds": list(seeds),
-        "steps": schedule.steps,
-        "figures": {name: _spread([found[name] for found in judgements]) for name in judgements[0]},
-        "parameters": sum(p.numel() for p in heads[0][0].parameters()),
-        "ms": round(latency_ms(heads[0][0], shape), 3),
-        "seconds": round(time.monotonic() - begin, 1),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(figures, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8")
-    return dict(json.loads(text))
+    mark = digest(f"{row} {windows.mark} {seeds} {schedule} {_PRETRAINED}".encode())
 
+    def make() -> dict[str, Any]:
+        shape = replace(preset, head=row.fusion, fusion=schedule)
+        heads = [trained(row, shape, windows, seed) for seed in seeds]
+        judgements = [judged(score, windows.dev) for _, score in heads]
+        return {
+            "row": asdict(row),
+            "seeds": list(seeds),
+            "steps": schedule.steps,
+            "figures": {name: spread([found[name] for found in judgements]) for name in judgements[0]},
+            "parameters": sum(p.numel() for p in heads[0][0].parameters()),
+            "ms": round(latency_ms(heads[0][0], shape), 3),
+        }
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, and the sample's standard deviation over the seeds (0 for one)."""
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(mean(values), 4), "spread": round(spread, 4), "each": [round(value, 4) for value in values]}
+    return kept(out, row.key, mark, make)
 
 
 Score = Callable[[Batch], Tensor]
@@ -272,73 +227,9 @@ def _scores(score: Score, windows: Batch) -> Any:
 
 
 def latency_ms(head: nn.Module, shape: Preset) -> float:
-    """Median time of one window through the exported head in float32 on one thread."""
-    made = runtime.make(shape, {"fusion": head}, {})
+    """Median time of one window through the exported head in float32."""
     item: dict[str, NDArray[Any]] = {
         name: np.zeros((shape.history, shape.embedding), np.float32) for name in MODALITIES
     }
     item["mask"] = np.ones((shape.history, len(MODALITIES)), np.float32)
-    for _, _, engine in runtime.variants(made, ("openvino",)):
-        times = []
-        for _ in range(_TIMED):
-            begin = time.perf_counter()
-            engine.run("fusion", [item])
-            times.append(time.perf_counter() - begin)
-        return float(np.median(times) * 1e3)
-    return float("nan")
-
-
-def table(out: Path) -> dict[str, Any]:
-    """All rows that are done, as JSON, as Markdown and as a plot."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (out / "rows").glob("*.json")}
-    done = [found[row.key] for row in ROWS if row.key in found]
-    (out / "ablations.json").write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
-    (out / "ablations.md").write_text("\n".join(markdown(done)) + "\n", encoding="utf-8")
-    _plot(done, out / "ablations.svg")
-    return {"rows": len(done), "of": len(ROWS), "table": str(out / "ablations.md")}
-
-
-def markdown(done: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The table, one line per row, AP in percent with its spread."""
-    lines = [
-        "| group | row | fused AP | without vision | without audio | without sensors | parameters | ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for found in done:
-        figures = found["figures"]
-        cells = [_percent(figures["ap"])]
-        cells += [
-            f"{_percent(figures[f'without_{n}'])} ({-100 * figures[f'lost_{n}']['mean']:+.1f})" for n in MODALITIES
-        ]
-        row = found["row"]
-        lines.append(
-            f"| {row['group']} | {row['name']} | {' | '.join(cells)} | {found['parameters']} | {found['ms']:.2f} |"
-        )
-    return lines
-
-
-def _percent(figure: Mapping[str, float]) -> str:
-    return f"{100 * figure['mean']:.1f} ± {100 * figure['spread']:.1f}"
-
-
-def _plot(done: Sequence[Mapping[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "tectum"  # the same figures give the same file
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 0.28 * len(done) + 1.2), layout="constrained")
-    names = [f"{found['row']['group']}: {found['row']['name']}" for found in done][::-1]
-    for index, found in enumerate(reversed(done)):
-        ap = found["figures"]["ap"]
-        axes.errorbar(ap["mean"], index, xerr=ap["spread"], fmt="o", color="tab:blue", capsize=3)
-        worst = min(found["figures"][f"without_{name}"]["mean"] for name in MODALITIES)
-        axes.plot(worst, index, "|", color="tab:red", markersize=9)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_xlabel(
-        "average precision on composed dev windows: fused (dot, ± over seeds), worst missing modality (bar)"
-    )
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    return times_ms(runtime.make(shape, {"fusion": head}, {}), "fusion", item)["fp32"]
