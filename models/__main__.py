@@ -104,7 +104,7 @@ def _add_ablate(commands: Commands) -> None:
     ablate.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no figures")
     ablate.add_argument("--preset", default="first", choices=sorted(PRESETS))
     ablate.add_argument("--data", help="folder of the recorded sets (default: TECTUM_DATA); `none`: simulated parts")
-    ablate.add_argument("--bundle", type=Path, default=SHIPPED, help="its encoders make the embeddings that heads are judged on")
+    ablate.add_argument("--bundle", type=Path, default=SHIPPED, help="whose embeddings heads are judged on")
     ablate.set_defaults(run=_ablate)
 
 
