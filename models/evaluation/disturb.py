@@ -141,8 +141,10 @@ _CHANGES: dict[How, Callable[[Kind, Rng, Iterator[Sample]], _Change]] = {
 
 
 def _grain(rng: Rng, frame: U8) -> U8:
-    grain = rng.normal(0.0, _GRAIN_LEVELS, frame.shape).astype(np.float32)
-    noisy: U8 = np.clip(frame + grain, 0, 255).astype(np.uint8)
+    grain = rng.standard_normal(frame.shape, np.float32)
+    grain *= np.float32(_GRAIN_LEVELS)
+    grain += frame
+    noisy: U8 = np.clip(grain, 0, 255, out=grain).astype(np.uint8)
     return noisy
 
 

@@ -26,7 +26,7 @@ from models.progress import tracked
 
 _MS = 1_000_000
 #: A film that is shorter than this is no footage; how many times it is played, and for how long at least and at most.
-_SHORTEST_S, _PASSES, _LEAST_S, _MOST_S = 5.0, 4, 60.0, 180.0
+_SHORTEST_S, _PASSES, _LEAST_S, _MOST_S = 5.0, 2, 40.0, 180.0
 #: Every so many seconds the room is measured: between two rows of a log the values in between.
 _READ_S = 10
 #: Clips of sound follow each other at the same loudness, with a cross-fade of this length.
@@ -81,9 +81,10 @@ class Footage:
         rng = np.random.default_rng([index, 71])
         pcm = _heard(rng, self.sounds, int(seconds * spec.rate_hz), spec.rate_hz)
         per_step = max(round(step_ms / 1000 * RATE_HZ), 1)
+        looked_at = {per_step - 1 - round(back_ms / 1000 * RATE_HZ) for back_ms in (0, *manifest.vision.past_ms)}
         for step in range(int(seconds * 1000) // step_ms):
             begin_ms, end_ms = step * step_ms, (step + 1) * step_ms
-            for i in range(per_step):
+            for i in (i for i in range(per_step) if i in looked_at):  # no others are looked at
                 at_ms = begin_ms + i * step_ms // per_step
                 number = step * per_step + i
                 again = number // max(len(frames), 1)

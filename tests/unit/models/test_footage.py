@@ -32,17 +32,17 @@ def footage() -> Footage:
 
 def test_a_film_is_played_to_and_fro_with_sound_and_readings() -> None:
     (session, other), (trained, _) = (next(half.sessions()) for half in footage().halves())
-    assert (session.name, session.kind, session.seconds) == ("films a", "films, trained nothing", 60.0)
+    assert (session.name, session.kind, session.seconds) == ("films a", "films, trained nothing", 40.0)
     assert trained.kind == "films, parts that trained"
     samples = list(session.samples(manifest(TINY, UNCHOSEN, 0, {}, now())))
     frames = [s for s in samples if s.kind == "frame"]
     numbers = np.array([s.data[0, 0, 0] for s in frames], int)
-    assert len(frames) == 600
+    assert len(frames) == 3 * 80  # those that the model looks at
     assert {int(s.data[1, 1, 0]) for s in frames} == {10}
-    assert np.abs(np.diff(numbers)).max() <= 2  # no jump: it turns round at its ends
-    assert numbers[:60].tolist() == list(range(60))
+    assert np.abs(np.diff(numbers)).max() <= 3  # no jump: it turns round at its ends
+    assert numbers[:6].tolist() == [1, 3, 4, 6, 8, 9]
     sound = np.concatenate([s.data for s in samples if s.kind == "audio"])
-    assert len(sound) == 60 * TINY.audio_spec.rate_hz
+    assert len(sound) == 40 * TINY.audio_spec.rate_hz
     assert np.abs(sound.astype(int)).mean() > 100
     readings = [s for s in samples if s.kind == "reading"]
     assert [s.data.value for s in readings[:3]] == [20.0, 21.0, 22.0]
