@@ -200,7 +200,10 @@ def _of_scenes(scenes: tuple[SceneStatus, ...]) -> Iterator[Metric]:
     drift = gauge(
         "tectum_scene_drift", "Distance of the last hour from the last week, in deviations", ("scene", "modality")
     )
+    frozen = gauge("tectum_scene_frozen", "1 while a camera or microphone only repeats itself", ("scene", "modality"))
     for scene in scenes:
+        for modality in ("vision", "audio"):
+            frozen.add_metric((scene.name, modality), float(modality in scene.frozen))
         calibrating.add_metric((scene.name,), float(scene.calibrating))
         threshold.add_metric((scene.name,), scene.threshold)
         blocks.add_metric((scene.name,), scene.blocks)
@@ -209,7 +212,7 @@ def _of_scenes(scenes: tuple[SceneStatus, ...]) -> Iterator[Metric]:
             memory.add_metric((scene.name, modality), count)
         for modality, distance in scene.drift.items():
             drift.add_metric((scene.name, modality), distance)
-    yield from (calibrating, threshold, blocks, alerts, memory, drift)
+    yield from (calibrating, threshold, blocks, alerts, memory, drift, frozen)
 
 
 class _Server(socketserver.TCPServer):

@@ -503,6 +503,7 @@ def _statuses(pipeline: Pipeline) -> tuple[SceneStatus, ...]:
             alerts=known.alerts,
             memory=dict(known.memory),
             drift={modality: round(drift, 2) for modality, drift in known.drift.items()},
+            frozen=known.frozen,
         )
         for name, known in pipeline.conditions().items()
     )

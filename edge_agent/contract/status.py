@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from edge_agent.contract.event import VERSION, Name, WallQuality
+from edge_agent.contract.event import VERSION, Modality, Name, WallQuality
 
 
 class SourceStatus(Struct, frozen=True, kw_only=True):
@@ -28,6 +28,7 @@ class SceneStatus(Struct, frozen=True, kw_only=True):
     alerts: int  #: in the last day of them, but for those that no threshold could have kept silent
     memory: dict[str, int] = {}  #: normal embeddings known, by modality
     drift: dict[str, float] = {}  #: of the last hour from the last week, in deviations, by modality
+    frozen: tuple[Modality, ...] = ()  #: camera, microphone that only repeat themselves now: taken as missing
 
 
 class State(Struct, frozen=True, kw_only=True):

@@ -17,6 +17,12 @@ depends on the samples alone, provided that each arrives before the clock passes
 **Silence.** A window in which nothing arrived is a window too (events must end); after as many of them in a row as
 the sensor history is long, every memory is empty, and windows are skipped (counted) until something arrives: an hour
 of suspended device costs a few dozen windows, not 7,200.
+
+**Frozen.** A camera or microphone that delivers the same again and again, to the last bit, shows what was and not
+what is: a decoder that hangs, a driver that gives its last buffer. After `FROZEN_NS` of it the modality is missing,
+until something else comes. A live sensor's noise never does that for so long, however still the scene is; a picture
+that does (a lens cap, a codec that sends nothing) has nothing to tell either. Readings may repeat for hours: a room
+is so.
 """
 
 from __future__ import annotations
@@ -25,10 +31,13 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.config import Channel, SceneConfig
+from edge_agent.contract.event import Modality
 from edge_agent.contract.manifest import Manifest
 from edge_agent.core.gate import AHEAD_NS, Gate
 from edge_agent.core.records import CLOCK, I16, U8, Box, Sample, SensorStep, Window
@@ -41,6 +50,12 @@ FRAME_STALE_NS = 1_000 * MS
 FRAME_SLACK_NS = 20 * MS
 #: Of three frames within this the middle one goes: two differences need no 30 frames/s of memory.
 FRAME_THIN_NS = 80 * MS
+#: Pictures or sound that repeat for so long are frozen. Codecs send a still scene anew every few seconds.
+FROZEN_NS = 30_000 * MS
+#: Every so many rows and columns are compared first: of a live picture they differ already.
+_PROBE = 16
+#: Changes of a stream that are remembered: those of the windows that are still open.
+_MAX_CHANGES = 256
 #: Sound this near to where the last chunk ended is its continuation: stamps jitter, sound does not.
 AUDIO_JOIN_NS = 20 * MS
 
@@ -65,6 +80,7 @@ COUNTERS = (
     "overflow",
     "skipped",
     "resolution",
+    "frozen",
     "unscored",
 )
 
@@ -100,6 +116,10 @@ class Aligner:
         windows = [window for scene in self._scenes for window in scene.close(everything=True)]
         return sorted(windows, key=lambda window: window.step)
 
+    def frozen(self) -> dict[str, tuple[Modality, ...]]:
+        """By scene: what its newest window lacks because it only repeats."""
+        return {scene.name: scene.frozen for scene in self._scenes}
+
     def respecify(self, manifest: Manifest, quiet_steps: int) -> None:
         """Make the coming windows as another manifest asks. What is buffered stays."""
         self._gate.rate_hz = manifest.audio.rate_hz
@@ -131,6 +151,36 @@ class _Pending:
     value: float
 
 
+class _Repeats:
+    """Since when a stream has delivered the same again and again."""
+
+    def __init__(self) -> None:
+        self._last: NDArray[Any] | None = None
+        self._last_ns = 0
+        self._changes: deque[int] = deque(maxlen=_MAX_CHANGES)  # times at which it differed from what came before
+
+    def note(self, captured_ns: int, data: NDArray[Any]) -> None:
+        """A picture or a chunk of sound, in the order of time."""
+        away = captured_ns - self._last_ns > LIVE_NS
+        if self._last is None or away or not _same(self._last, data):
+            self._changes.append(captured_ns)
+        self._last, self._last_ns = data, captured_ns
+
+    def frozen(self, end_ns: int) -> bool:
+        """Whether what was captured before `end_ns` has been repeating for too long. Never falls back in time."""
+        while len(self._changes) > 1 and self._changes[1] < end_ns:
+            self._changes.popleft()
+        return bool(self._changes) and end_ns - self._changes[0] >= FROZEN_NS
+
+
+def _same(one: NDArray[Any], two: NDArray[Any]) -> bool:
+    """Whether pictures are the same to the last bit, or chunks of sound as far as both reach."""
+    if one.ndim == 1:
+        length = min(len(one), len(two))
+        return bool(np.array_equal(one[:length], two[:length]))
+    return np.array_equal(one[::_PROBE, ::_PROBE], two[::_PROBE, ::_PROBE]) and np.array_equal(one, two)
+
+
 @dataclass(slots=True)
 class _ChannelState:
     captured_ns: int
@@ -141,7 +191,8 @@ class _Scene:
     def __init__(
         self, config: SceneConfig, manifest: Manifest, lateness_ns: int, quiet_steps: int, counters: Counter[str]
     ) -> None:
-        self._name = config.name
+        self.name = config.name
+        self.frozen: tuple[Modality, ...] = ()  #: what the newest window lacks because it only repeats
         self._channels = config.sensors
         self._lateness_ns = lateness_ns
         self._counters = counters
@@ -325,15 +376,25 @@ class _Scene:
     def _window(self, step: int, end_ns: int) -> Window:
         self._counters["windows"] += 1
         frames = self._frames.pick(end_ns, self._step_ns, self._past_ns)
+        audio = self._audio.cut(end_ns, self._step_ns)
+        frozen: list[Modality] = []
+        if frames is not None and self._frames.repeats.frozen(end_ns):
+            frames = None
+            frozen.append("vision")
+        if audio is not None and self._audio.repeats.frozen(end_ns):
+            audio = None
+            frozen.append("audio")
+        self.frozen = tuple(frozen)
+        self._counters["frozen"] += len(frozen)
         objects = [boxes for captured_ns, boxes in self._objects if end_ns - self._step_ns <= captured_ns < end_ns]
         while self._objects and self._objects[0][0] < end_ns:
             self._objects.popleft()
         return Window(
-            scene=self._name,
+            scene=self.name,
             step=step,
             end_ns=end_ns,
             frames=frames,
-            audio=self._audio.cut(end_ns, self._step_ns),
+            audio=audio,
             sensors=self._sensors(end_ns) if self._channels else None,
             objects=objects[-1] if objects else (),
             dropped=dict(self._dropped),
@@ -369,9 +430,11 @@ class _Frames:
         self._items: list[tuple[int, U8]] = []
         self._bytes = 0
         self._kept = (-1, -1)  # times of the two frames kept last, whether or not they still are
+        self.repeats = _Repeats()
 
     def add(self, captured_ns: int, frame: U8, step_ns: int) -> None:
         items = self._items
+        self.repeats.note(captured_ns, frame)
         if items and items[-1][1].shape != frame.shape:
             self._counters["resolution"] += 1
         before_ns, last_ns = self._kept
@@ -428,6 +491,7 @@ class _Audio:
         self._size = 0
         self._end = -1  # sample number behind the last chunk
         self._rate_hz = self._samples = 0
+        self.repeats = _Repeats()
 
     def respecify(self, rate_hz: int, samples: int) -> None:
         if rate_hz != self._rate_hz:
@@ -437,6 +501,7 @@ class _Audio:
 
     def add(self, captured_ns: int, pcm: I16) -> None:
         at = self._number(captured_ns)
+        self.repeats.note(captured_ns, pcm)
         if abs(at - self._end) <= self._rate_hz * AUDIO_JOIN_NS // (1_000 * MS):
             at = self._end
         self._chunks.append((at, pcm))

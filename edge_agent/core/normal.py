@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from edge_agent.config import SceneConfig
-from edge_agent.contract.event import MODALITIES, Event, Int63
+from edge_agent.contract.event import MODALITIES, Event, Int63, Modality
 from edge_agent.contract.manifest import Manifest
 from edge_agent.core.budget import BLOCK_S, BLOCKS_A_DAY, FARTHEST, Blocks, needed
 from edge_agent.core.drift import Drift
@@ -77,6 +77,7 @@ class Condition:
     alerts: int  #: in the last 288 of them, but for those that no threshold could have kept silent
     memory: Mapping[str, int]  #: embeddings known, by modality
     drift: Mapping[str, float]  #: of the last hour from the last week, in deviations, by modality
+    frozen: tuple[Modality, ...] = ()  #: pictures, sound that only repeat now, and are taken as missing
 
 
 class _Stream(Struct):

@@ -7,6 +7,7 @@ far as its engine gives the same scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -109,7 +110,11 @@ class Pipeline:
 
     def conditions(self) -> dict[str, Condition]:
         """How well each scene is known, by name."""
-        return {name: state.normal.condition(self._configs[name]) for name, state in self._states.items()}
+        frozen = self._aligner.frozen()
+        return {
+            name: replace(state.normal.condition(self._configs[name]), frozen=frozen[name])
+            for name, state in self._states.items()
+        }
 
     def state(self) -> dict[str, NDArray[Any]]:
         """A snapshot as plain arrays, named `<scene>/<what>`: `numpy.savez` keeps it, nothing needs a pickle."""

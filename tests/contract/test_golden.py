@@ -67,4 +67,6 @@ def _without_new_fields(kept: object, told: object) -> object:
     """`kept`, less the optional fields that the record has grown since the file was written."""
     if isinstance(kept, dict) and isinstance(told, dict):
         return {key: _without_new_fields(kept[key], told[key]) for key in told if key in kept}
+    if isinstance(kept, list) and isinstance(told, list) and len(kept) == len(told):
+        return [_without_new_fields(*pair) for pair in zip(kept, told, strict=True)]
     return kept

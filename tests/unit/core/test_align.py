@@ -402,3 +402,52 @@ def test_another_step_goes_on_where_the_last_window_ended() -> None:
     second = run(one, [script.frame(101.1 + i / 10) for i in range(20)])
     assert [window.end_ns for window in first] == [ns(100.5), ns(101.0)]
     assert [window.end_ns for window in second] == [ns(102.0), ns(103.0)]
+
+
+# --- what only repeats ------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_repeats_for_half_a_minute_is_missing_until_it_changes() -> None:
+    one, script = aligner(CAMERA), Script()
+    live = run(one, (script.frame(t) for t in seconds(100, 110, 10)))
+    still = run(one, (script.frame(t, level=7) for t in seconds(110, 150, 10)))
+    assert all(window.frames is not None for window in live)
+    lost = [window.end_ns for window in still if window.frames is None]
+    assert lost[0] == ns(140.0)
+    assert lost == [window.end_ns for window in still if window.end_ns >= ns(140.0)]
+    assert one.frozen() == {"yard": ("vision",)}
+    assert one.counters["frozen"] == len(lost)
+    (first, *_) = again = run(one, (script.frame(t) for t in seconds(150, 152, 10)))
+    assert first.frames is None  # it ends where the first new picture begins
+    assert all(window.frames is not None for window in again[1:])
+    assert one.frozen() == {"yard": ()}
+
+
+def test_one_grain_of_noise_in_a_still_scene_is_life() -> None:
+    one, script = aligner(CAMERA), Script()
+    samples = [script.frame(t, level=7, size=48) for t in seconds(100, 150, 10)]
+    for index, sample in enumerate(samples):
+        sample.data[5 + index % 3, 11, 1] += 1  # off the probe
+    assert all(window.frames is not None for window in run(one, samples))
+
+
+def test_sound_that_repeats_its_last_buffer_or_is_digital_silence_is_missing() -> None:
+    for level in (3, 0):
+        one, script = aligner(SOUND), Script()
+        windows = run(one, (script.sound(t, level=level) for t in seconds(100, 140, 10)))
+        assert [window.audio is None for window in windows] == [window.end_ns >= ns(130.0) for window in windows]
+        assert one.frozen() == {"yard": ("audio",)}
+        rng = np.random.default_rng(0)
+        alive = [script.sound(t) for t in seconds(140, 142, 10)]
+        for sample in alive:
+            sample.data[:] = rng.integers(-3, 4, len(sample.data))
+        assert run(one, alive)[-1].audio is not None
+
+
+def test_a_stream_that_was_away_has_not_repeated_itself() -> None:
+    one, script = aligner(BOTH), Script()
+    samples = [s for t in seconds(100, 120, 10) for s in (script.frame(t), script.sound(t, level=3))]
+    samples += [s for t in seconds(125, 145, 10) for s in (script.frame(t), script.sound(t, level=3))]
+    windows = run(one, (s for sample in samples for s in (script.clock(sample.captured_ns / 1e9), sample)))
+    assert all(window.audio is not None for window in windows if window.end_ns > ns(126.5))
+    assert one.counters["frozen"] == 0
