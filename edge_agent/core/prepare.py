@@ -32,16 +32,15 @@ def vision(frames: Sequence[U8], spec: VisionSpec) -> U8:
     """(5, height, width) uint8: R, G, B of I(t), luma of I(t − d1), luma of I(t − d2).
 
     `frames` are three RGB pictures, uint8 (h, w, 3), full range, newest first; each is area-averaged to the small
-    picture by itself, and luma (BT.601, full range) is taken after that, so that equal frames give equal luma.
+    picture by itself, and luma (BT.601, full range) is taken after that, so that equal frames give equal luma. In
+    memory the five values of a pixel lie together, as convolutions read them.
     """
     if len(frames) != 3:
         raise ValueError(f"vision wants 3 frames (t, t-d1, t-d2), got {len(frames)}")
-    out = np.empty((5, spec.height, spec.width), np.uint8)
     now = _small(frames[0], spec)
-    out[:3] = now.transpose(2, 0, 1)
-    for channel, frame in ((3, frames[1]), (4, frames[2])):
-        out[channel] = luma(now if frame is frames[0] else _small(frame, spec))
-    return out
+    past = [luma(now if frame is frames[0] else _small(frame, spec)) for frame in frames[1:]]
+    together: U8 = cv2.merge([now, *past])  # type: ignore[assignment]
+    return together.transpose(2, 0, 1)
 
 
 def still(frame: U8, spec: VisionSpec) -> U8:

@@ -81,9 +81,8 @@ def check(graph: str, found: GraphPorts, manifest: Manifest) -> None:
             raise BundleError(f"{graph}.onnx: output {name} is {port}, every output is float32")
 
 
-def stack(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) -> dict[str, NDArray[Any]]:
-    """The items' inputs with a batch axis. ValueError for a wrong graph, name, type or shape, and for NaN or
-    infinity: a runtime would spread it over the whole embedding without a word."""
+def checked(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) -> Ports:
+    """The graph's inputs, if every item has just these. ValueError for a wrong graph, name, type or shape."""
     if graph not in ports:
         raise ValueError(f"no graph is named {graph!r}; there are {', '.join(ports)}")
     wanted = ports[graph].inputs
@@ -92,19 +91,30 @@ def stack(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) 
             raise ValueError(f"{graph} takes {sorted(wanted)}, got {sorted(item)}")
         for name, port in wanted.items():
             array = item[name]
-            if array.dtype != np.dtype(port.dtype) or array.shape != port.shape:
+            if array.dtype != port.dtype or array.shape != port.shape:
                 raise ValueError(f"{graph}.{name} takes {port}, got {array.dtype} {array.shape}")
+    return wanted
+
+
+def finite(graph: str, batch: Arrays) -> None:
+    """ValueError for NaN or infinity: a runtime would spread it over the whole embedding without a word."""
+    for name, array in batch.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{graph}.{name} holds a value that is not finite")
+
+
+def stack(graph: str, items: Sequence[Arrays], ports: Mapping[str, GraphPorts]) -> dict[str, NDArray[Any]]:
+    """The items' inputs with a batch axis, checked."""
+    wanted = checked(graph, items, ports)
     if len(items) == 1:  # the usual case: a view will do
         batch = {name: np.ascontiguousarray(array)[None] for name, array in items[0].items()}
     else:
         batch = {name: np.stack([item[name] for item in items]) for name in wanted}
-    for name, array in batch.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{graph}.{name} holds a value that is not finite")
+    finite(graph, batch)
     return batch
 
 
-def split(outputs: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, NDArray[Any]]]:
+def split(outputs: Arrays, count: int) -> list[dict[str, NDArray[Any]]]:
     """One dict per item, copied once for all of them: the runtime may use its buffers again."""
     copies = {name: np.array(array) for name, array in outputs.items()}
     return [{name: array[index, ...] for name, array in copies.items()} for index in range(count)]

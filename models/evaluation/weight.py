@@ -58,6 +58,8 @@ def report(folder: Path) -> dict[str, Any]:
 def _items(opened: Bundle) -> dict[str, Arrays]:
     """One item of each graph: a golden window, and for the head embeddings of noise."""
     arrays = load_arrays(opened.path / GOLDEN)
+    # In memory as `core.prepare` leaves a picture: the values of a pixel together.
+    arrays["frames"] = np.ascontiguousarray(arrays["frames"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     rng = np.random.default_rng(0)
     shape = (opened.manifest.history, opened.manifest.embedding)
     history: dict[str, NDArray[Any]] = {name: rng.normal(0, 1, shape).astype(np.float32) for name in MODALITIES}
@@ -143,6 +145,20 @@ def _told(found: Mapping[str, Latency]) -> dict[str, dict[str, float]]:
     return {name: {key: round(value, 3) for key, value in asdict(one).items()} for name, one in found.items()}
 
 
+def headline(found: Mapping[str, Any]) -> str:
+    """What it comes to, in a sentence."""
+    total = found["total"]
+    words = (
+        f"{total['parameters']:,} parameters in {total['bytes']:,} bytes, {total['teacher_over_int8']} times smaller"
+    )
+    words += f" than the float32 teacher ({total['teacher_bytes']:,})"
+    if found["vision_int8_over_f32"] is not None:
+        step = found["step_ms"]["openvino int8"]
+        words += f"; in OpenVINO vision is {found['vision_int8_over_f32']} times faster than in true float32"
+        words += f", a whole step takes {step['p50']} ms (p99 {step['p99']}, worst {step['worst']})"
+    return words
+
+
 Rows = Sequence[Sequence[object]]
 
 
@@ -194,6 +210,7 @@ def page(found: Mapping[str, Any]) -> str:
         "table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}",
         "td:nth-child(n+2){text-align:right}</style>",
         f"<h1>Compression of {html.escape(str(found['name']))}</h1><p>Bundle {html.escape(str(found['bundle']))}</p>",
+        f"<p>{html.escape(headline(found))}.</p>",
     ]
     for title, header, rows in tables(found):
         if rows:
@@ -213,7 +230,7 @@ def text(found: Mapping[str, Any]) -> str:
         cells = [list(header), *([_shown(cell) for cell in row] for row in rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
         lines += ["", title, *("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells)]
-    return "\n".join(lines[1:])
+    return "\n".join([headline(found), *lines])
 
 
 def _shown(cell: object) -> str:

@@ -284,6 +284,9 @@ def test_the_report_of_the_shipped_bundle_is_whole(monkeypatch):
     page = weight.page(found)
     assert f"{found['total']['bytes']:,}" in page
     assert "whole step" in weight.text(found)
+    told = weight.text(found).splitlines()[0]
+    assert f"{found['total']['teacher_over_int8']} times smaller" in told
+    assert f"vision is {found['vision_int8_over_f32']} times faster" in told
 
 
 def test_latencies_are_of_each_way():
