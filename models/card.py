@@ -16,6 +16,8 @@ _SETS = {
     "nab": "NAB ambient temperature (MIT), as a background level; labelled failures left out",
     "site": "a site's own recordings (`--site`); a quarter of the groups, and of each film, is dev",
 }
+#: What simulated sites hold and no free recording shows.
+_SYNTHESISED = ("glass_break", "alarm", "fight", "intrusion")
 
 
 def write(figures: Mapping[str, Any]) -> str:
@@ -24,8 +26,7 @@ def write(figures: Mapping[str, Any]) -> str:
         f"# Tectum model “{figures['preset']}”",
         "",
         "An anomaly score for one place, fused from picture, sound and sensors, any of which may be missing.",
-        f"Event classes claimed: {', '.join(CLASSES)}; everything else that stands out is `anomaly`.",
-        "A class that was only ever synthesised (glass break, alarm, fight, intrusion) is not claimed.",
+        *_claimed(figures),
         "",
         "## Use",
         "Meant for: a hint to a person, with its evidence, at a fixed camera, microphone and room sensors.",
@@ -44,7 +45,8 @@ def write(figures: Mapping[str, Any]) -> str:
         *_measured(figures),
         *_calibrated(figures.get("calibration", {})),
         "## Limits",
-        "* One real fire film trained the eyes; all other fire is generated. Far fire, or smoke alone, is missed.",
+        f"* {'One real fire film' if 'fire_video' in figures['sets'] else 'No real fire'} trained the eyes; all "
+        "other fire is generated. Far fire, or smoke alone, is missed.",
         "* Presence in a room is weak evidence by design and never an alert by itself.",
         "* Sirens are often harmless; the class says what is heard, not that something is wrong.",
         "* Figures on composed or simulated data say that the parts work together, not how a site will be.",
@@ -62,6 +64,17 @@ def write(figures: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _claimed(figures: Mapping[str, Any]) -> list[str]:
+    """A class is claimed if recordings of it trained: what was only ever synthesised is not."""
+    learned = [name for name in CLASSES if name in figures["learned"]]
+    others = [name for name in (*CLASSES, *_SYNTHESISED) if name not in learned]
+    return [
+        f"Event classes claimed: {', '.join(learned) or 'none'}; everything else that stands out is `anomaly`.",
+        f"What was only ever synthesised ({', '.join(dict.fromkeys(others))}) is not claimed: the novelty of such a "
+        "thing raises the score.",
+    ]
 
 
 def _calibrated(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

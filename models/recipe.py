@@ -254,6 +254,7 @@ def make(
         "mixture": f"version {MIXTURE.version}, sha256 {MIXTURE.digest}",
         "balance": balance.markdown(balance.table(corpus.recordings)) if corpus.sets else [],
         "sounds": list(SOUNDS),
+        "learned": sorted({recording.label for recording in corpus.recordings if recording.split == "train"}),
         "int8": {
             name: f"{told['int8']['quantised']} of {told['int8']['convolutions']} convolutions"
             for name, told in made.items()

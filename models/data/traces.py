@@ -104,7 +104,8 @@ def _ordinary(rng: Rng, t: NDArray[np.float64], tables: Sequence[Log]) -> dict[s
     level = {"temperature": rng.uniform(-5, 36), "humidity": rng.uniform(15, 92), "co2": 400 + rng.exponential(200)}
     if tables and rng.random() < 0.5:
         table = tables[int(rng.integers(len(tables)))]
-        level |= table.row(int(rng.integers(len(table.time_s))))
+        row = table.row(int(rng.integers(len(table.time_s))))
+        level |= {name: value for name, value in row.items() if np.isfinite(value)}  # cells may be empty
     light = float(np.exp(rng.uniform(0, 9.5)))
     return {
         "temperature": level["temperature"] + 0.4 * _drift(rng, t, 300) + noise(0.06),

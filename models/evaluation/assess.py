@@ -453,6 +453,7 @@ def _ablations(folder: Path) -> list[dict[str, Any]]:
                 "spread": row["figures"]["ap"]["spread"],
             }
             for row in rows
+            if "ap" in row["figures"]  # of heads; encoders are judged by other figures
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no table of `python -m models ablate --out`: {error}", "--ablations") from error

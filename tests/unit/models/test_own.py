@@ -11,7 +11,9 @@ soundfile = pytest.importorskip("soundfile", reason="pip install soundfile")
 
 from edge_agent.errors import ConfigError  # noqa: E402
 from models.data.corpus import Corpus  # noqa: E402
+from models.data.media import Log  # noqa: E402
 from models.data.own import joined, read_site  # noqa: E402
+from models.data.traces import trace  # noqa: E402
 
 
 @pytest.fixture
@@ -66,3 +68,11 @@ def test_a_folder_without_anything_and_sounds_without_labels_are_refused(root, t
     (root / "sounds" / "labels.csv").unlink()
     with pytest.raises(ConfigError, match="none of the site's sounds has a label"):
         read_site(root)
+
+
+def test_empty_cells_of_a_log_reach_no_trace():
+    time_s = np.arange(4.0)
+    values = np.array([[np.nan, 50.0], [21.0, np.nan], [np.nan, np.nan], [np.nan, 51.0]])
+    log = Log(time_s, ("temperature", "humidity"), values, np.full(4, -1, np.int8))
+    for seed in range(30):
+        assert np.isfinite(trace(np.random.default_rng(seed), 64, 0.5, None, [log]).readings).all()

@@ -13,9 +13,22 @@ import torch
 from torch import nn
 
 from edge_agent.engine import load, selftest
-from models import bundle, config, recipe
+from models import bundle, card, config, recipe
 from models.config import CLASSES, Run, preset
 from models.network.graphs import build
+
+
+def test_the_card_claims_what_recordings_taught_and_nothing_else(monkeypatch):
+    figures = {"preset": "first", "seed": 0, "sets": ["site"], "training_s": 1, "int8": {}}
+    told = card.write({**figures, "learned": ["casual", "gunshot", "other"]})
+    assert "Event classes claimed: gunshot; everything" in told
+    assert "synthesised (explosion, siren, fire, glass_break, alarm, fight, intrusion) is not claimed" in told
+    assert "No real fire trained the eyes" in told
+    monkeypatch.setattr(card, "CLASSES", (*CLASSES, "glass_break"))
+    told = card.write({**figures, "sets": ["fire_video"], "learned": ["fire", "glass_break"]})
+    assert "Event classes claimed: fire, glass_break; everything" in told
+    assert "glass_break, alarm" not in told
+    assert "One real fire film" in told
 
 
 @pytest.mark.timeout(600)
@@ -26,6 +39,7 @@ def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path):
     assert load(out).manifest.classes == CLASSES
     assert "simulated parts alone" in (out / bundle.CARD).read_text(encoding="utf-8")
     assert "recorded" not in figures
+    assert "Event classes claimed: none;" in (out / bundle.CARD).read_text(encoding="utf-8")
     assert figures["sets"] == []
     teacher = work / recipe.TEACHER
     assert selftest(load(teacher), teacher).worst < 1e-3
