@@ -67,8 +67,8 @@ def leaks(recordings: Sequence[Recording], spec: VisionSpec | None = None) -> li
     found = _shared("group", [(r, f"{r.source}/{r.group}") for r in known])
     contents = [(r, key) for r in tracked("leak check", known) for key in _contents(r, spec)]
     found += _shared("content", contents)
-    copies = {(leak.first, leak.second) for leak in found}
-    return found + [leak for leak in _alike(known) if (leak.first, leak.second) not in copies]
+    copies = {frozenset((leak.first, leak.second)) for leak in found}
+    return found + [leak for leak in _alike(known) if frozenset((leak.first, leak.second)) not in copies]
 
 
 def _name(recording: Recording) -> str:

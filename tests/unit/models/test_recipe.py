@@ -13,8 +13,12 @@ import torch
 from torch import nn
 
 from edge_agent.engine import load, selftest
+from edge_agent.errors import ConfigError
 from models import bundle, card, config, recipe
 from models.config import CLASSES, Run, preset
+from models.data.corpus import Corpus
+from models.data.media import Sound
+from models.data.records import Recording
 from models.network.graphs import build
 
 
@@ -29,6 +33,14 @@ def test_the_card_claims_what_recordings_taught_and_nothing_else(monkeypatch):
     assert "Event classes claimed: fire, glass_break; everything" in told
     assert "glass_break, alarm" not in told
     assert "One real fire film" in told
+
+
+def test_a_leak_ends_the_run_before_anything_is_trained(tmp_path):
+    pcm = np.random.default_rng(0).normal(0, 3000, 64_000).astype(np.int16)
+    clips = [Recording("site", s, s, s, "casual", sound=Sound(held=pcm.copy())) for s in ("train", "dev")]
+    with pytest.raises(ConfigError, match=r"1 leaks between splits: .* hold the same"):
+        recipe.make(preset("tiny"), None, tmp_path / "out", seed=0, own=Corpus(clips=tuple(clips)))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.timeout(600)
