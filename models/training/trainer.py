@@ -184,15 +184,6 @@ def train(
         module.eval()
         return
     training = _Training(title, module, schedule, loss, judge=judge, mark=mark)
-    callbacks: list[Callback] = []
-    if last is not None:
-        callbacks.append(
-            ModelCheckpoint(last.parent, title, every_n_epochs=1, save_on_train_epoch_end=True, save_top_k=1,
-                            enable_version_counter=False)
-        )  # fmt: skip
-    if run.patience:
-        monitor, mode = ("loss", "min") if judge is None else ("judged", "max")
-        callbacks.append(EarlyStopping(monitor, 0.0, run.patience, mode=mode, check_on_train_epoch_end=True))
     module.train()
     with _quiet():
         trainer = Trainer(
@@ -207,7 +198,7 @@ def train(
             max_epochs=-1,
             gradient_clip_val=_GRADIENT,
             logger=_logger(run, title),
-            callbacks=callbacks,
+            callbacks=_callbacks(run, title, judged=judge is not None),
             enable_checkpointing=last is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -219,6 +210,20 @@ def train(
             training, _Stream(chain([first], batches), look), ckpt_path=start, weights_only=True if start else None
         )
     module.eval()
+
+
+def _callbacks(run: Run, title: str, *, judged: bool) -> list[Callback]:
+    """One checkpoint, replaced at every look, and the early stop, as the run asks for them."""
+    found: list[Callback] = []
+    if run.folder is not None:
+        found.append(
+            ModelCheckpoint(run.folder, title, every_n_epochs=1, save_on_train_epoch_end=True, save_top_k=1,
+                            enable_version_counter=False)
+        )  # fmt: skip
+    if run.patience:
+        monitor, mode = ("judged", "max") if judged else ("loss", "min")
+        found.append(EarlyStopping(monitor, 0.0, run.patience, mode=mode, check_on_train_epoch_end=True))
+    return found
 
 
 def _mark(title: str, module: nn.Module, schedule: Schedule, first: tuple[Tensor, ...]) -> str:
