@@ -62,9 +62,9 @@ class Compression:
 
     wider: int = 2  #: times as many channels inside the teacher; 1: none is pruned
     energy: float = 0.999  #: that a low-rank layer keeps of its weights; 1: none is factored
-    windows: int = 480  #: inputs of the training split to distil on
-    vision: Schedule = Schedule(steps=300, batch=16, rate=1e-3)
-    audio: Schedule = Schedule(steps=300, batch=48, rate=1e-3)
+    windows: int = 720  #: inputs of the training split to distil on
+    vision: Schedule = Schedule(steps=600, batch=16, rate=1e-3)
+    audio: Schedule = Schedule(steps=600, batch=48, rate=1e-3)
     aware: Schedule = Schedule(steps=60, batch=16, rate=1e-4, decay=0.0)  #: in int8; 0 steps: scales alone
 
 
