@@ -35,5 +35,7 @@ def measure(options: site.Options, findings: Findings) -> None:
             speed = found["latency_ms"]["vision"]
             ratio = speed[f"{name} f32"]["p50"] / speed[f"{name} int8"]["p50"]
             findings.add(f"vision_{name}_ratio", ratio, "x", f"vision, {name}: float32 over int8")
+        own = found["vision_int8_over_own"]
+        findings.add("vision_openvino_own_ratio", own, "x", "vision, openvino: its own precision over int8")
     total = found["total"]
     findings.note(f"{total['bytes']} bytes, {total['parameters']} parameters, {total['macs']} multiplications a step")

@@ -79,6 +79,7 @@ def _add_run(train: argparse.ArgumentParser) -> None:
 def _add_compress(commands: Commands) -> None:
     weigh = commands.add_parser("compress", help="what a bundle weighs: bytes, parameters, milliseconds")
     weigh.add_argument("--bundle", type=Path, default=SHIPPED)
+    weigh.add_argument("--teacher", type=Path, help="how fast it was before: the folder `teacher` of its training")
     weigh.add_argument("--json", type=Path, help="write the figures there")
     weigh.add_argument("--html", type=Path, help="and a page of them there")
     weigh.set_defaults(run=_compress)
@@ -175,7 +176,7 @@ def _ablate(options: argparse.Namespace) -> dict[str, Any]:
 def _compress(options: argparse.Namespace) -> dict[str, Any]:
     from models.evaluation import weight
 
-    found = weight.report(options.bundle)
+    found = weight.report(options.bundle, options.teacher)
     print(weight.text(found))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,14 +27,23 @@ from models.runtime import INPUT
 _CAPABILITY = "SM86"
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """Of the bundle in `folder`; a minute. BundleError if it is not whole."""
+#: Engines of a report, beside those of each runtime in int8 and in float32.
+_OWN, _TEACHER = "openvino float, its own precision", "openvino f32, teacher"
+
+
+def report(folder: Path, teacher: Path | None = None) -> dict[str, Any]:
+    """Of the bundle in `folder`, and of how fast its float32 teacher was, where that bundle is given; a minute.
+
+    BundleError if either is not whole.
+    """
     opened = open_bundle(folder)
     steps = json.loads(opened.read(COMPRESSION)) if COMPRESSION in opened.manifest.files else {}
     graphs = {graph: opened.read(f"{graph}.onnx") for graph in GRAPHS}
     large = {graph: plain(data) for graph, data in graphs.items()}
     items = _items(opened)
     engines = _engines(opened, graphs, large)
+    if teacher is not None:
+        engines[_TEACHER] = _teacher(teacher)
     try:
         speed = {graph: _speed(engines, graph, items[graph]) for graph in GRAPHS}
         step = _told(latencies(_steps(opened, engines, items)))
@@ -48,7 +57,9 @@ def report(folder: Path) -> dict[str, Any]:
         "total": _total(graphs, large, steps),
         "latency_ms": speed,
         "step_ms": step,
-        "vision_int8_over_f32": _ratio(speed["vision"]),
+        "vision_int8_over_f32": _ratio(speed["vision"], "openvino f32"),
+        "vision_int8_over_own": _ratio(speed["vision"], _OWN),
+        "vision_int8_over_teacher": _ratio(speed["vision"], _TEACHER),
         "steps": [step for told in steps.values() for step in told["steps"]],
         "low_rank": {graph: told["low_rank"] for graph, told in steps.items() if "low_rank" in told},
         "tensorrt": _compiled(graphs),
@@ -73,8 +84,13 @@ def _engines(opened: Bundle, int8: Mapping[str, bytes], large: Mapping[str, byte
         found[f"{name} int8"] = compile_graphs(int8, manifest, name)
         found[f"{name} f32"] = compile_graphs(large, manifest, name)
     if "openvino" in installed():
-        found["openvino float, its own precision"] = OpenVino(large, manifest, 1, precision=None)
+        found[_OWN] = OpenVino(large, manifest, 1, precision=None)
     return found
+
+
+def _teacher(folder: Path) -> Engine:
+    opened = open_bundle(folder)
+    return compile_graphs({graph: opened.read(f"{graph}.onnx") for graph in GRAPHS}, opened.manifest, "openvino")
 
 
 def _speed(engines: Mapping[str, Engine], graph: str, item: Arrays) -> dict[str, dict[str, float]]:
@@ -119,10 +135,11 @@ def _total(graphs: Mapping[str, bytes], large: Mapping[str, bytes], steps: Mappi
     }
 
 
-def _ratio(speed: Mapping[str, Mapping[str, float]]) -> float | None:
-    if "openvino int8" not in speed:
+def _ratio(speed: Mapping[str, Mapping[str, float]], other: str) -> float | None:
+    """How many times longer `other` takes than OpenVINO in int8; None where either is not there."""
+    if "openvino int8" not in speed or other not in speed:
         return None
-    return round(speed["openvino f32"]["p50"] / speed["openvino int8"]["p50"], 2)
+    return round(speed[other]["p50"] / speed["openvino int8"]["p50"], 2)
 
 
 def _compiled(graphs: Mapping[str, bytes]) -> dict[str, Any]:
@@ -155,6 +172,7 @@ def headline(found: Mapping[str, Any]) -> str:
     if found["vision_int8_over_f32"] is not None:
         step = found["step_ms"]["openvino int8"]
         words += f"; in OpenVINO vision is {found['vision_int8_over_f32']} times faster than in true float32"
+        words += f" and {found['vision_int8_over_own']} times than in its own precision"
         words += f", a whole step takes {step['p50']} ms (p99 {step['p99']}, worst {step['worst']})"
     return words
 

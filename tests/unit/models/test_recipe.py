@@ -12,13 +12,16 @@ pytest.importorskip("torch", reason="pip install torch==2.13.0")
 import torch
 from torch import nn
 
+from edge_agent.contract.manifest import GRAPHS
 from edge_agent.engine import load, selftest
 from edge_agent.errors import ConfigError
 from models import bundle, card, config, recipe
+from models.compression.footprint import latencies
 from models.config import CLASSES, Run, preset
 from models.data.corpus import Corpus
 from models.data.media import Sound
 from models.data.records import Recording
+from models.evaluation import weight
 from models.network.graphs import build
 
 
@@ -44,7 +47,7 @@ def test_a_leak_ends_the_run_before_anything_is_trained(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path):
+def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path, monkeypatch):
     out, work = tmp_path / "out", tmp_path / "work"
     figures = recipe.make(replace(preset("tiny"), run=Run(work, logger="none")), None, out, seed=1)
     assert selftest(load(out), out).worst <= bundle.TOLERANCE
@@ -61,3 +64,10 @@ def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path):
     wanted = network.vision.eval()(torch.from_numpy(frames))[0].detach().numpy()
     found = load(teacher).engine.run("vision", [{"frames": frame} for frame in frames])
     np.testing.assert_allclose(np.stack([output["embedding"] for output in found]), wanted, rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(weight, "latencies", lambda ways: latencies(ways, rounds=1, calls=1))
+    monkeypatch.setattr(weight.tensorrt, "installed", lambda: ())
+    weighed = weight.report(out, teacher)
+    graphs = [teacher / f"{graph}.onnx" for graph in GRAPHS]
+    assert weighed["total"]["teacher_bytes"] == sum(path.stat().st_size for path in graphs)
+    assert weighed["total"]["teacher_over_int8"] > 8
+    assert weighed["vision_int8_over_teacher"] > 0
