@@ -15,12 +15,16 @@ from edge_agent.engine import load, selftest  # noqa: E402
 from edge_agent.engine.onnxruntime import OnnxRuntime  # noqa: E402
 from edge_agent.engine.openvino import OpenVino  # noqa: E402
 from edge_agent.simulate import Site, demo  # noqa: E402
-from models import bundle  # noqa: E402
+from models import bundle, recipe  # noqa: E402
 from models.compression.export import export  # noqa: E402
 from models.compression.quantise import QUANTISED, quantise  # noqa: E402
-from models.config import preset  # noqa: E402
+from models.config import preset, teacher  # noqa: E402
 from models.data import site  # noqa: E402
-from models.network.graphs import OUTPUTS, build  # noqa: E402
+from models.evaluation import fieldtest, parity  # noqa: E402
+from models.evaluation.composed import Episodes as Composed  # noqa: E402
+from models.evaluation.fieldtest import Sites, Source  # noqa: E402
+from models.evaluation.variants import Variant  # noqa: E402
+from models.network.graphs import OUTPUTS, Network, build  # noqa: E402
 
 SHAPE = preset("tiny")
 SHIPPED = Path(__file__).resolve().parents[2] / "edge_agent" / "bundle"
@@ -57,8 +61,11 @@ def windows() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def network(windows):
+    return _warmed(build(SHAPE, seed=11), windows)
+
+
+def _warmed(built: Network, windows: dict[str, np.ndarray]) -> Network:
     torch.set_num_threads(1)
-    built = build(SHAPE, seed=11)
     with torch.no_grad():
         for name in ("vision", "audio"):  # batch norm sees data, so that folding it is put to the test
             module = built.graphs()[name].train()
@@ -141,6 +148,36 @@ def test_a_batch_gives_what_its_items_give(folders, windows, engine, graph):
         alone = made.run(graph, [item])[0]
         for name in alone:
             assert np.allclose(alone[name], batched[name], atol=1e-3, rtol=1e-3), name
+
+
+def _said(variants: list[Variant], clips: Source) -> list[parity.Pair]:
+    heap = fieldtest.run(clips, variants, (None,), 0)
+    first = np.concatenate(parity.scores(heap.variants[variants[0].name]))
+    assert first.std() > 0.01  # there is something to agree on
+    return parity.pairs(variants, {name: {"clips": parity.scores(played)} for name, played in heap.variants.items()})
+
+
+def _clips() -> tuple[Composed, Sites]:
+    """Composed of made-up parts, and simulated: each modality is there, missing, wrong or not."""
+    place = Site(78, demo(78, 40), width=SHAPE.vision_spec.width, height=SHAPE.vision_spec.height)
+    return Composed([], SHAPE, "test", 12), Sites([place], 40.0, "site")
+
+
+@pytest.mark.parametrize("clips", _clips(), ids=("composed", "simulated"))
+def test_the_device_says_of_every_clip_what_torch_says(windows, tmp_path, clips):
+    network = _warmed(build(teacher(SHAPE), seed=11), windows)
+    recipe.keep_teacher(network, SHAPE, SHIPPED, bundle.UNCHOSEN, tmp_path)
+    variants = [Variant("teacher", tmp_path, engine) for engine in ("torch", *ENGINES)]
+    for pair in _said(variants, clips):
+        print(pair.name, pair.row())
+        assert pair.worst["clips"].max() <= parity.FLOAT_TOLERANCE
+
+
+@pytest.mark.parametrize("clips", _clips(), ids=("composed", "simulated"))
+def test_every_engine_says_of_every_clip_what_the_first_does(clips):
+    (pair,) = _said([Variant("int8", SHIPPED, engine) for engine in ENGINES], clips)
+    print(pair.name, pair.row())
+    assert pair.worst["clips"].max() <= parity.INT8_TOLERANCE
 
 
 @pytest.mark.parametrize("engine", ENGINES)
