@@ -72,7 +72,8 @@ def trace(  # noqa: PLR0917
         kit |= _happen(rng, values, t, wrong, (onset, length))
         # A sensor answers late: the first second is nobody's fault.
         active = (t >= onset + 1.0) & (t <= onset + length + 2.0)
-    kit = {name for name in kit if rng.random() < 0.93} or kit
+    # In an order of its own: that of a set of names is another one in every process.
+    kit = {name for name in sorted(kit) if rng.random() < 0.93} or kit
     if hard and spell is not None:
         kit |= _lookalike(rng, values, t, hard, spell[0], kit)
     longest_s = 2.0 if wrong else 70.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +47,37 @@ def test_a_leak_ends_the_run_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match=r"1 leaks between splits: .* hold the same"):
         recipe.make(preset("tiny"), None, tmp_path / "out", seed=0, own=Corpus(clips=tuple(clips)))
     assert not list((tmp_path / "out").glob("*"))
+
+
+_DRAWN = """
+import hashlib
+import numpy as np
+from models.config import preset
+from models.data.corpus import Corpus
+from models.data.mixture import Shelf, plan
+from models.data.staging import Stage
+from models.data.traces import WRONG, trace
+from models.training.seeing import batches
+shape, found = preset("tiny"), hashlib.sha256()
+for index, wrong in enumerate((None, *WRONG) * 5):
+    found.update(trace(np.random.default_rng(index), 128, 0.5, wrong).readings.tobytes())
+for part in next(batches(Stage([], [], shape.vision_spec, 0, 3), [], 4, 0)):
+    found.update(part.numpy().tobytes())
+found.update(repr(plan(Shelf([]), "train", 40)).encode())
+print(found.hexdigest())
+"""
+
+
+def test_what_is_drawn_from_a_seed_is_the_same_in_every_process():
+    """Names are hashed anew in each process: a draw for each name of a set would make another bundle of every run."""
+    told = set()
+    for seed in ("1", "2"):
+        own = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", _DRAWN], env=own, capture_output=True, text=True, timeout=100, check=True
+        )
+        told.add(done.stdout)
+    assert len(told) == 1
 
 
 @pytest.mark.timeout(600)
