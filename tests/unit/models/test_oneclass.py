@@ -15,8 +15,10 @@ torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 from edge_agent.contract.manifest import VisionSpec  # noqa: E402
 from edge_agent.errors import ConfigError  # noqa: E402
 from models.benchmark import pedestrians  # noqa: E402
+from models.config import Schedule, preset  # noqa: E402
 from models.data import cutouts  # noqa: E402
 from models.data.cutouts import Cutouts, Size  # noqa: E402
+from models.network.graphs import build  # noqa: E402
 from models.training import oneclass  # noqa: E402
 
 HEIGHT, WIDTH = 48, 64
@@ -50,8 +52,11 @@ def test_what_moves_is_found_and_what_stands_is_not(made):
 
 
 def test_footage_in_which_nothing_moves_is_refused():
+    still = [np.full((40, HEIGHT, WIDTH, 3), 90, np.uint8)]
     with pytest.raises(ValueError, match="moves"):
-        Cutouts.of([np.full((40, HEIGHT, WIDTH, 3), 90, np.uint8)], SMALL)
+        Cutouts.of(still, SMALL)
+    with pytest.raises(ConfigError, match="the normal clips cannot train: nothing of a person's size moves"):
+        pedestrians.learned(still, preset("tiny"), Schedule(steps=1, batch=1, rate=1e-3), 0)
 
 
 @pytest.mark.parametrize("kind", sorted(set(cutouts.KINDS)))
@@ -104,6 +109,18 @@ def test_items_made_ahead_come_in_order_with_their_errors_and_leave_no_thread():
     with closing(oneclass.ahead(itertools.count(), 2)) as found:
         assert next(found) == 0
     assert threading.active_count() == before
+
+
+def test_equal_seeds_give_equal_weights(made):
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        graph = build(preset("tiny"), 0).vision
+        oneclass.train(graph, made, Schedule(steps=3, batch=4, rate=3e-3), seed, size=(32, 48))
+        assert not graph.training
+        return graph.state_dict()
+
+    one, two, other = trained(0), trained(0), trained(1)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_cells_say_nothing_where_little_is_odd():
