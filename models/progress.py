@@ -12,7 +12,7 @@ _LOG_EVERY_S = 15.0
 
 
 class Progress:
-    """`with` one piece of work: `at(done, note)` shows it. Writes to stderr only."""
+    """One piece of work: `at(done, note)` shows how far it is. Writes to stderr only."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total = title, total
