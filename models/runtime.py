@@ -41,7 +41,11 @@ class TorchEngine:
         self, modules: Mapping[str, nn.Module], manifest: Manifest, outputs: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         self._ports = {name: found for name, found in ports.promised(manifest).items() if name in modules}
-        self._modules = {name: fold(module) for name, module in modules.items()}
+        # Channels last: depthwise convolutions take a third of the time.
+        self._modules = {
+            name: fold(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for name, module in modules.items()
+        }
         self._outputs = {name: tuple((outputs or {}).get(name, OUTPUTS[name])) for name in modules}
 
     def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:

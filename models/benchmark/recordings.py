@@ -21,31 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.memory import Memory
-from edge_agent.core.records import F32, I16, Engine
+from edge_agent.core.records import F32, Engine
 from edge_agent.errors import ConfigError
-from models.benchmark.listeners import PRESET, SPEC, Clip, clip_outputs, heard, made_of, start_of, trained
+from models.benchmark.listeners import PRESET, SPEC, Clip, clip_outputs, heard, start_of
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
+from models.benchmark.spectrograms import EVERY_S, SEEN, ClipHead, features, looker, seen
 from models.benchmark.splits import DEV, TRAIN, folds
 from models.data import public
-from models.data.listening import Heard, windows_of
+from models.data.listening import windows_of
 from models.data.records import NORMAL, Recording
 from models.metrics import accuracy, auc
+from models.network.backbone import START
 from models.network.frontend import log_mel
 from models.runtime import shipped_variants, through, variants
-from models.training.hearing import Course, Lesson
 
 _FOLDER = "audio_folder"
 _NORMAL = (NORMAL, "ok", "good", "casual", "0")
-STEPS = 700
-_BATCH = 32
 #: Clips of one name that make it a class to learn; clips that train at most.
 _FEWEST, _MOST = 8, 1500
-_NAMES, _PRETEXT = "names", "pretext"
 _TOLD = 5  #: files left out that are named
 _TESTED = 4  #: one of so many groups is tested where the folder has no splits
 _TOP = 0.25  #: share of a clip's windows, the strangest, that speak for it
 
-Rng = np.random.Generator
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -129,72 +127,56 @@ def _name(recording: Recording) -> str:
     return NORMAL if label.lower() in _NORMAL else label
 
 
-def folder_course(data: Folder, seed: int) -> Course:
-    """Names where there are some; and always which of several changes was made to a normal clip.
+@dataclass(frozen=True)
+class Usual:
+    """A Gaussian of what is normal (Rippel et al., ICPR 2021): how far a clip's features are from it, by how much
+    they vary there; directions in which nothing varied count as one that varies as the mean of all does."""
 
-    The second needs no label: who can tell a sound from its changed copies knows what it usually is like (Golan and
-    El-Yaniv, NeurIPS 2018).
-    """
-    rng = np.random.default_rng([seed, 45])
-    lessons, heads = [], {}
-    noise: list[Heard] = []
-    if data.names:
-        known = [clip for clip in data.train if clip.name in data.names]
-        noise = heard(known)
-        heads[_NAMES] = data.names
-        lessons.append(Lesson(noise, {_NAMES: [c.name for c in known]}, {_NAMES: 1.0}, _BATCH, balanced=True))
-    if data.normal:
-        copies = [Clip(c.item, name, change(c.pcm, name, rng)) for c in data.normal for name in (NORMAL, *CHANGES)]
-        heads[_PRETEXT] = (NORMAL, *CHANGES)
-        pretext = {_PRETEXT: [c.name for c in copies]}
-        lessons.append(Lesson(heard(copies), pretext, {_PRETEXT: 0.3 if data.names else 1.0}, _BATCH))
-        noise = noise or heard(data.normal)
-    return Course(lessons, noise, heads)
+    mean: Array
+    scale: Array
+    axes: Array  #: (r, D) orthonormal, those that the normal clips vary in
+    spread: Array  #: (r,) variance along each
 
+    @classmethod
+    def fit(cls, x: F32) -> Usual:
+        """From the features of normal clips, (n, D); one will do."""
+        mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-3
+        _, size, axes = np.linalg.svd((x - mean) / scale, full_matrices=False)
+        return cls(mean, scale, axes, np.square(size) / len(x))
 
-CHANGES = ("reversed", "faster", "slower", "trembling", "rattling")
-
-
-def change(pcm: I16, name: str, rng: Rng) -> I16:
-    """The clip with one of CHANGES made to it; NORMAL: as it is."""
-    time = np.arange(len(pcm))
-    if name == "reversed":
-        return pcm[::-1].copy()
-    if name in ("faster", "slower"):
-        pace = rng.uniform(1.2, 1.5) ** (1 if name == "faster" else -1)
-        return np.asarray(np.interp(time * pace % max(len(pcm) - 1, 1), time, pcm), np.int16)
-    if name == "trembling":
-        beat = 1 + rng.uniform(0.5, 0.9) * np.sin(time * 2 * np.pi * rng.uniform(3, 12) / SPEC.rate_hz)
-        return np.asarray(np.clip(pcm * beat, -32768, 32767), np.int16)
-    if name == "rattling":
-        hits = (rng.random(len(pcm)) < rng.uniform(3, 15) / SPEC.rate_hz) * rng.uniform(2, 6)
-        ring = np.exp(-np.arange(400) / 60) * np.sin(np.arange(400) * rng.uniform(0.3, 2.0))
-        wave = pcm + np.convolve(hits, ring, "same") * (np.abs(pcm.astype(np.float64)).mean() + 1)
-        return np.asarray(np.clip(wave, -32768, 32767), np.int16)
-    return pcm
+    def __call__(self, x: F32) -> F32:
+        """(m, D) → (m,) squared distance."""
+        z = (x - self.mean) / self.scale
+        along = np.square(z @ self.axes.T)
+        rest = np.square(z).sum(1) - along.sum(1)
+        return np.asarray((along / (self.spread + 1.0)).sum(1) + rest, np.float32)
 
 
 def recipe(roots: Roots, seed: int) -> Block:
-    """A listener of this folder. The score of a clip is how far it is from the normal ones; where wrong ones train,
-    the odds that it is one of them."""
+    """What an ImageNet trunk sees of the sounds. The score of a clip is how far it is from the normal ones; where
+    wrong ones train, the odds that it is one of them."""
     data = read_folder(roots, seed)
-    listener = trained(folder_course(data, seed), STEPS, seed)
-    made = made_of(listener, data.train, seed)
+    looked = seen([clip.pcm for clip in data.train])
+    told = np.array([clip.name for clip in data.train])
+    usual = Usual.fit(looked[told == NORMAL]) if data.normal else None
+    known = np.isin(told, data.names)
+    head = ClipHead.fit(looked[known], told[known].tolist(), data.names) if data.names else None
 
     def judge(engine: Engine) -> Judged:
-        said: list[str] = []
-        score = novelty(engine, data) if data.normal else None
-        if data.names:
-            logits = clip_outputs(engine, [clip.pcm for clip in data.test], (_NAMES,))[_NAMES]
-            said = [data.names[int(i)] for i in logits.argmax(1)]
-            if NORMAL in data.names:
-                usual = data.names.index(NORMAL)
-                others = np.delete(logits, usual, 1)
-                score = np.asarray(np.log(np.exp(others).sum(1)) - logits[:, usual], np.float32)
-        return _figures(data, score, said)
+        found = clip_outputs(engine, [c.pcm for c in data.test], (SEEN,), most=(SEEN,), every_s=EVERY_S)
+        asked = features(found, SEEN)
+        score = usual(asked) if usual is not None else None
+        if head is None:
+            return _figures(data, score, [])
+        chances = head.looked(asked)
+        if NORMAL in data.names:
+            normal = data.names.index(NORMAL)
+            others = np.delete(chances, normal, 1)
+            score = np.asarray(np.log(np.exp(others).sum(1)) - chances[:, normal], np.float32)
+        return _figures(data, score, [data.names[int(i)] for i in chances.argmax(1)])
 
-    found = judged(variants(made, roots.engines), judge)
-    return Block(found, len(data.test), data.split, baselines=_plain(data), notes=data.notes)
+    found = judged(variants(looker(data.train, seed), roots.engines), judge)
+    return Block(found, len(data.test), data.split, [START], _plain(data), data.notes)
 
 
 def bundle(roots: Roots, seed: int, shipped: Path) -> Block:

@@ -1,7 +1,7 @@
 """Sounds: threats in SESA, everyday sounds in ESC-10, any folder of recordings (`recordings.py`).
 
-One audio graph per set, trained by `training.hearing` as the shipped one is. A clip's answer is that of its windows,
-the loud ones counting most.
+What an ImageNet trunk sees in the log-mel (`spectrograms.py`) and, for threats, a listener beside it, trained by
+`training.hearing` as the shipped one is. A clip's answer is that of its windows, the loud ones counting most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, I16, Engine
 from models.benchmark import recordings
 from models.benchmark.listeners import (
-    MOST,
     PRESET,
     SPEC,
     Clip,
@@ -31,17 +30,21 @@ from models.benchmark.listeners import (
     start_of,
     synthetic_noise,
     trained,
+    weights_of,
 )
 from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged
+from models.benchmark.spectrograms import EVERY_S, SEEN, ClipHead, features, looker, seen, together
 from models.benchmark.splits import DEV, TRAIN, Parts, Row, parts
 from models.config import CLASSES, SOUNDS
+from models.data import augment
 from models.data.listening import pooled, windows_of
 from models.data.media import decode_sound, rows
 from models.metrics import accuracy, alarm_share_at_recall, auc
+from models.network.backbone import START
 from models.processes import side_by_side
 from models.runtime import shipped_variants, through, variants
 from models.training.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
-from models.training.linear import Linear, logistic
+from models.training.linear import logistic
 
 _SESA_TABLE, _ESC_TABLE = "sesa/meta.csv", "esc10/meta.csv"
 _CASUAL = "casual"
@@ -51,13 +54,16 @@ _SNR_DB = (10, 0)
 _RECALL = 0.9
 #: Share of normal training clips that the bundle's threshold lets through.
 _FALSE = 0.1
-#: Steps of one training; clips of each part in a batch. Four folds of esc10, two at a time: ten minutes in all.
-STEPS = {"sesa": 2000, "esc10": 1300, "esc10_whole": 2400}
-_SESA_BATCH, _BACKGROUND_BATCH, _ESC_BATCH = 32, 16, 32
+#: Steps of SESA's listener; clips of each part in a batch.
+STEPS = 1800
+_SESA_BATCH, _BACKGROUND_BATCH = 32, 16
 _PENALTY = 1e-3  #: of the linear heads on the shipped embedding
-#: Of SESA's head on whole clips: its penalty, the noise that it learns under, its input.
-_HEAD_PENALTY, _HEAD_DB, _HEAD_INPUT = 0.1, (-3.0, 15.0), ("embedding", MOST)
+#: Views of a training clip for the head on whole clips beside the clip itself; how far those with
+#: noise stand out of it.
+_VIEWS, _VIEW_DB, _ESC_VIEW_DB = 3, (-3.0, 15.0), (3.0, 20.0)
 
+Rng = np.random.Generator
+Weights = dict[str, NDArray[Any]]
 #: Score of each sound (higher: rather a threat) and its class.
 Answer = Callable[[Engine, Sequence[I16]], tuple[F32, list[str]]]
 
@@ -135,52 +141,60 @@ def threat_course(train: Sequence[Clip], background: Sequence[Clip]) -> Course:
     return Course(lessons, noise, heads)
 
 
-@dataclass(frozen=True)
-class ClipHead:
-    """What a whole clip says beyond its windows one by one: a linear head a class on the mean and the greatest of
-    their embeddings, in numpy."""
-
-    names: tuple[str, ...]  #: casual first
-    heads: list[Linear]
-
-    @classmethod
-    def fit(cls, engine: Engine, data: Threats, seed: int) -> ClipHead:
-        """From the training clips as they are and with everyday sounds under them."""
-        rng = np.random.default_rng([seed, 44])
-        under = data.background or [clip for clip in data.train if clip.name == _CASUAL]
-        clean = [clip.pcm for clip in data.train]
-        chosen = [under[int(rng.integers(len(under)))].pcm for _ in clean]
-        noisy = [mixed(pcm, noise, rng.uniform(*_HEAD_DB), rng) for pcm, noise in zip(clean, chosen, strict=True)]
-        told = np.array([clip.name for clip in data.train] * 2)
-        names = tuple(name for name in SOUNDS if name in set(told))
-        features = cls._features(clip_outputs(engine, [*clean, *noisy], _HEAD_INPUT))
-        return cls(names, [logistic(features, (told == name).astype(float), _HEAD_PENALTY) for name in names])
-
-    def __call__(self, engine: Engine, sounds: Sequence[I16]) -> tuple[F32, list[str]]:
-        """An `Answer`: the encoder's own and this head's, added as log odds and as log probabilities."""
-        found = clip_outputs(engine, sounds, ("logit", OWN, *_HEAD_INPUT))
-        odds = np.stack([head(self._features(found)) for head in self.heads], 1)
-        own = found[OWN][:, [SOUNDS.index(name) for name in self.names]]
-        both = _log_softmax(odds) + _log_softmax(own)
-        return found["logit"] - odds[:, 0], [self.names[int(i)] for i in both.argmax(1)]
-
-    @staticmethod
-    def _features(found: Mapping[str, F32]) -> F32:
-        return np.concatenate([found[name] for name in _HEAD_INPUT], 1)
-
-
-def _log_softmax(x: F32) -> F32:
-    x = x - x.max(1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(1, keepdims=True)), np.float32)
-
-
 def sesa_recipe(roots: Roots, seed: int) -> Block:
     """A listener of SESA's four classes, and a head on whole clips: fitted once, on torch, for every engine."""
     data = read_threats(roots)
-    made = made_of(trained(threat_course(data.train, data.background), STEPS["sesa"], seed), data.train, seed)
-    (head,) = [ClipHead.fit(engine, data, seed) for _, _, engine in variants(made, ("torch",))]
-    judge = partial(judge_threats, data=data, seed=seed, answer=head)
-    return _threat_block(data, judged(variants(made, roots.engines), judge), [])
+    course = threat_course(data.train, data.background)
+    weights, looked = side_by_side(_called, [partial(_threat_ears, roots, seed), partial(_threat_eyes, roots, seed)])
+    told, weight = _threat_rows(data)
+    head = ClipHead.fit(looked["features"], told, [name for name in SOUNDS if name in set(told)], weight)
+    columns = [SOUNDS.index(name) for name in head.names]
+
+    def answer(engine: Engine, sounds: Sequence[I16]) -> tuple[F32, list[str]]:
+        chances = head(engine, sounds, OWN, columns)
+        odds = np.log(np.exp(chances[:, 1:]).sum(1)) - chances[:, 0]
+        return np.asarray(odds, np.float32), [head.names[int(i)] for i in chances.argmax(1)]
+
+    ears = made_of(listener_of(course.heads, weights), data.train, seed)
+    judge = partial(judge_threats, data=data, seed=seed, answer=answer)
+    return _threat_block(data, judged(together(ears, looker(data.train, seed), roots.engines), judge), [START])
+
+
+def _called(job: Callable[[], Weights]) -> Weights:
+    return job()
+
+
+def _threat_ears(roots: Roots, seed: int) -> Weights:
+    data = read_threats(roots)
+    return weights_of(trained(threat_course(data.train, data.background), STEPS, seed))
+
+
+def _threat_eyes(roots: Roots, seed: int) -> Weights:
+    """What the trunk sees of the training clips as they are, then viewed, and of everyday sounds."""
+    data, rng = read_threats(roots), np.random.default_rng([seed, 44])
+    casual = [clip.pcm for clip in data.train if clip.name == _CASUAL]
+    under = [clip.pcm for clip in data.background] or casual or synthetic_noise()
+    clean = [clip.pcm for clip in data.train]
+    views = _viewed(clean, under, _VIEW_DB, rng)
+    return {"features": seen([*clean, *views, *(clip.pcm for clip in data.background)])}
+
+
+def _viewed(sounds: Sequence[I16], noise: Sequence[I16], snr_db: tuple[float, float], rng: Rng) -> list[I16]:
+    """_VIEWS of every sound, all sounds once, then all again: two with another noise under them, one as telephones
+    and codecs of few bits give it."""
+    chosen = [(pcm, noise[int(rng.integers(len(noise)))]) for _ in range(_VIEWS - 1) for pcm in sounds]
+    noisy = [mixed(pcm, under, rng.uniform(*snr_db), rng) for pcm, under in chosen]
+    return [*noisy, *(augment.narrow(pcm, rng) for pcm in sounds)]
+
+
+def _threat_rows(data: Threats) -> tuple[list[str], F32]:
+    """Class and weight of the rows of `_threat_eyes`: rare classes weigh more, by the root of their share."""
+    names = [clip.name for clip in data.train]
+    share = {name: names.count(name) / len(names) for name in set(names)}
+    own = [(1 / len(share) / share[name]) ** 0.5 for name in names]
+    count = len(data.background)
+    told = names * (1 + _VIEWS) + [_CASUAL] * count
+    return told, np.array(own * (1 + _VIEWS) + [1.0] * count, np.float32)
 
 
 def sesa_bundle(roots: Roots, seed: int, shipped: Path) -> Block:
@@ -267,40 +281,16 @@ def _threat_block(data: Threats, found: dict[Variant, Judged], starts: list[dict
 # --- ESC-10
 
 
-@dataclass(frozen=True)
-class _Training:
-    """One training of ESC-10, small enough to be sent to another process, which reads the clips itself."""
-
-    roots: Roots
-    left_out: str  #: fold that is tested, not trained on; empty: none
-    steps: int
-    seed: int
-
-
-def esc_train(roots: Roots, left_out: str) -> list[Clip]:
-    found = _esc_parts(roots)
-    known = [*found.train, *found.test] if roots.same else found.train
-    return _clips(roots.train, [row for row in known if row["fold"] != left_out], _esc_file)
-
-
 def _esc_parts(roots: Roots) -> Parts:
     return parts(roots, _ESC_TABLE, "split", _esc_file)
 
 
-def esc_course(clips: Sequence[Clip], others: Sequence[Clip]) -> Course:
-    """The kinds of ESC-10; recordings of other sets lie under them as noise."""
-    names = [clip.name for clip in clips]
-    known = heard(clips)
-    lesson = Lesson(known, {KINDS: names}, {KINDS: 1.0}, _ESC_BATCH, balanced=True)
-    heads = {KINDS: tuple(sorted(set(names)))}
-    return Course([lesson], heard(others) or known, heads, snr_db=(0.0, 25.0), noisy=0.4)
-
-
-def _esc_weights(training: _Training) -> dict[str, NDArray[Any]]:
-    """Weights of a listener that never heard the fold left out."""
-    clips = esc_train(training.roots, training.left_out)
-    listener = trained(esc_course(clips, _casual(training.roots)), training.steps, training.seed)
-    return {name: tensor.numpy() for name, tensor in listener.state_dict().items()}
+def _esc_rows(roots: Roots, clips: Sequence[Clip], seed: int) -> F32:
+    """What the trunk sees of clips that train in any fold, (1 + _VIEWS, clips, D): as they are, then viewed."""
+    sounds = [clip.pcm for clip in clips]
+    under = [clip.pcm for clip in _casual(roots)] or synthetic_noise()
+    looked = seen([*sounds, *_viewed(sounds, under, _ESC_VIEW_DB, np.random.default_rng([seed, 45]))])
+    return looked.reshape(1 + _VIEWS, len(clips), -1)
 
 
 def _casual(roots: Roots) -> list[Clip]:
@@ -311,47 +301,63 @@ def _casual(roots: Roots) -> list[Clip]:
 
 
 def esc10_recipe(roots: Roots, seed: int) -> Block:
-    """A listener of ESC-10's ten kinds: for one root, one per visible fold, which it is tested on and never heard."""
+    """A head on what the frozen trunk sees; for one root, one per visible fold, which tests it and taught it nothing.
+
+    In that case the scales of int8 come from clips of all folds; no label is in them.
+    """
     found = _esc_parts(roots)
     tested = [*found.train, *found.test] if roots.same else found.test
-    left_out = sorted({row["fold"] for row in tested}) if roots.same else [""]
-    steps = STEPS["esc10" if roots.same else "esc10_whole"]
-    weights = side_by_side(_esc_weights, [_Training(roots, fold, steps, seed) for fold in left_out])
-    judged_folds = []
-    for fold, known in zip(left_out, weights, strict=True):
-        train = esc_train(roots, fold)
-        kinds = tuple(sorted({clip.name for clip in train}))
-        listener = listener_of({KINDS: kinds}, known)
-        test = _clips(roots.test, [row for row in tested if not fold or row["fold"] == fold], _esc_file)
-        made = made_of(listener, train, seed)
-        judged_folds.append(judged(variants(made, roots.engines), partial(_judge_kinds, test=test, kinds=kinds)))
+    fold_of = {row["filename"]: row["fold"] for row in tested} if roots.same else {}
+    clips = esc_train(roots)
+    test = clips if roots.same else _clips(roots.test, tested, _esc_file)
+    heads = heads_left_out(
+        _esc_rows(roots, clips, seed), [c.name for c in clips], [fold_of.get(c.item, "") for c in clips]
+    )
+    judge = partial(judge_kinds, test=test, fold_of=fold_of, heads=heads)
     split = found.split
     if roots.same:
-        split = f"mean of folds {', '.join(left_out)}, each tested by an encoder trained on the others"
-    return Block(_over_folds(judged_folds, left_out), len(tested), split, notes=found.notes)
+        split = f"mean of folds {', '.join(heads)}, each tested by a head that was trained on the others"
+    engines = variants(looker(clips, seed), roots.engines)
+    return Block(judged(engines, judge), len(test), split, [START], notes=found.notes)
 
 
-def _judge_kinds(engine: Engine, test: Sequence[Clip], kinds: Sequence[str]) -> Judged:
-    said = [kinds[int(i)] for i in clip_outputs(engine, [clip.pcm for clip in test], (KINDS,))[KINDS].argmax(1)]
-    return _kinds_judged(test, said)
+def heads_left_out(rows: F32, names: Sequence[str], folds: Sequence[str]) -> dict[str, ClipHead]:
+    """A head for each fold, from the rows (views, clips, D) of all others; of the fold "" from all."""
+    found = {}
+    for fold in sorted(set(folds)):
+        known = np.array([not fold or other != fold for other in folds])
+        told = np.array(names)[known].tolist()
+        found[fold] = ClipHead.fit(np.concatenate(rows[:, known]), told * len(rows), sorted(set(told)))
+    return found
+
+
+def esc_train(roots: Roots) -> list[Clip]:
+    """Clips that train, in any fold."""
+    found = _esc_parts(roots)
+    return _clips(roots.train, [*found.train, *found.test] if roots.same else found.train, _esc_file)
+
+
+def judge_kinds(
+    engine: Engine, test: Sequence[Clip], fold_of: Mapping[str, str], heads: Mapping[str, ClipHead]
+) -> Judged:
+    """The mean of the folds, each fold's own figure beside it where there are several, and the answers of all."""
+    looked = features(clip_outputs(engine, [c.pcm for c in test], (SEEN,), most=(SEEN,), every_s=EVERY_S), SEEN)
+    each: dict[str, float] = {}
+    predictions: list[Prediction] = []
+    for fold, head in heads.items():
+        inside = np.flatnonzero([fold_of.get(clip.item, "") == fold for clip in test])
+        said = [head.names[int(i)] for i in head.looked(looked[inside]).argmax(1)]
+        told = _kinds_judged([test[int(i)] for i in inside], said)
+        each[f"accuracy_fold{fold}"] = told.metrics["accuracy"]
+        predictions += told.predictions
+    metrics = {"accuracy": float(np.mean(list(each.values())))}
+    return Judged({**metrics, **each} if len(each) > 1 else metrics, predictions)
 
 
 def _kinds_judged(test: Sequence[Clip], said: Sequence[str]) -> Judged:
     names = np.array([clip.name for clip in test])
     rows = [Prediction("class", clip.item, clip.name, name) for clip, name in zip(test, said, strict=True)]
     return Judged({"accuracy": accuracy(names, np.array(said))}, rows)
-
-
-def _over_folds(found: Sequence[dict[Variant, Judged]], folds: Sequence[str]) -> dict[Variant, Judged]:
-    """The mean of the folds, each fold's own figure beside it, and the answers of all."""
-    joined = {}
-    for variant in found[0]:
-        each = [fold[variant].metrics["accuracy"] for fold in found]
-        metrics = {"accuracy": float(np.mean(each))}
-        if len(folds) > 1:
-            metrics |= {f"accuracy_fold{fold}": value for fold, value in zip(folds, each, strict=True)}
-        joined[variant] = Judged(metrics, [row for fold in found for row in fold[variant].predictions])
-    return joined
 
 
 def esc10_bundle(roots: Roots, seed: int, shipped: Path) -> Block:

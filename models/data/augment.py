@@ -21,6 +21,7 @@ Rng = np.random.Generator
 #: Seconds between two frames at 16 kHz; frames that an echo is followed for.
 _FRAME_S, _TAIL = HOP / 16_000, 48
 _LOUDEST, _MU = 32768.0, 255.0
+_COMPANDED = 0.4
 
 
 def mix_up(power: Tensor, rng: Rng, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,6 +147,15 @@ def coarse(pcm: I16, rng: Rng, block: int = 1024) -> I16:
     tones[size < size.max(1, keepdims=True) * 10 ** (-rng.uniform(20, 40) / 20)] = 0
     tones[:, int(block * rng.uniform(0.125, 0.375)) :] = 0
     return np.clip(np.round(np.fft.irfft(tones, block, axis=1)), -32768, 32767).astype(np.int16).ravel()[: len(pcm)]
+
+
+def narrow(pcm: I16, rng: Rng, rate_hz: int = 16_000) -> I16:
+    """Nothing above a limit of 3.2 to 6 kHz, as of telephones, low sampling rates and codecs of few bits; two in five
+    then companded."""
+    tones = np.fft.rfft(pcm.astype(np.float64))
+    tones[int(len(pcm) * rng.uniform(3200.0, 6000.0) / rate_hz) + 1 :] = 0
+    limited = np.clip(np.round(np.fft.irfft(tones, len(pcm))), -32768, 32767).astype(np.int16)
+    return companded(limited) if rng.random() < _COMPANDED else limited
 
 
 def shifted(pcm: I16, rng: Rng, most: int) -> I16:

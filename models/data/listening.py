@@ -49,11 +49,11 @@ def padded(pcm: I16, spec: AudioSpec) -> I16:
     return np.pad(pcm, (0, short)) if short > 0 else pcm
 
 
-def windows_of(pcm: I16, spec: AudioSpec) -> I16:
-    """Every window of a clip, one each half second: int16 (n, samples), n ≥ 1; the last one ends with the clip."""
+def windows_of(pcm: I16, spec: AudioSpec, every_s: float = 0.5) -> I16:
+    """Every window of a clip, one each `every_s`: int16 (n, samples), n ≥ 1; the last one ends with the clip."""
     pcm = padded(pcm, spec)
     last = len(pcm) - spec.samples
-    starts = [*range(0, last, spec.rate_hz // 2), last]
+    starts = [*range(0, last, int(spec.rate_hz * every_s)), last]
     return np.stack([pcm[start : start + spec.samples] for start in starts])
 
 

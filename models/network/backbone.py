@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +43,7 @@ BLOCKS = sum(stage[-1] for stage in _STAGES)  #: 16
 _STEM = 32
 #: Grey levels of change over a fifth of a second that fill the range of the pictures the trunk was trained on.
 _CHANGE_LEVELS = 32.0
+_DEEP = 4.0  #: of a spectrogram, in units of the log-mel: 80 dB
 
 
 class Same(nn.Conv2d):
@@ -105,6 +107,15 @@ class Trunk(nn.Module):
         y: Tensor = self.body(F.relu6(self.stem(x)))
         return y
 
+    def after(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """What there is after each of these blocks, counted from 1; the last of them need not be the trunk's."""
+        y, found = F.relu6(self.stem(x)), []
+        for count, block in enumerate(self.body, 1):
+            y = block(y)
+            if count in blocks:
+                found.append(y)
+        return found
+
 
 def imagenet(blocks: int = BLOCKS) -> Trunk:
     """The trunk with its ImageNet weights, in evaluation mode.
@@ -163,3 +174,29 @@ class Changes(nn.Module):
         now = (x[:, :3] * self.luma).sum(1, keepdim=True)
         change = torch.cat([now - first, now - second, first - second], 1)
         return (change / _CHANGE_LEVELS).clamp(-1.0, 1.0)
+
+
+class Spectrograms(nn.Module):
+    """Log-mel (N, 1, mels, frames) → a grey picture (N, 3, H, W) in −1..1 of the 80 dB below its loudest place: how
+    loud a recording is says nothing.
+
+    Points between are linear, by two products with fixed matrices: every engine computes those alike.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, mels: int, frames: int, height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", _interpolation(mels, height), persistent=False)
+        self.register_buffer("columns", _interpolation(frames, width).T.contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        below = (x - x.amax((2, 3), keepdim=True)).clamp(min=-_DEEP)
+        grey = torch.matmul(torch.matmul(self.rows, below), self.columns) * (2 / _DEEP) + 1.0
+        return torch.cat([grey, grey, grey], 1)
+
+
+def _interpolation(count: int, wanted: int) -> Tensor:
+    """(wanted, count): what of each of `count` points goes into each of `wanted` that lie between them."""
+    return F.interpolate(torch.eye(count)[None], size=wanted, mode="linear", align_corners=False)[0].T.contiguous()

@@ -76,3 +76,14 @@ def test_modalities_go_missing_as_often_as_asked():
     masks = np.stack([augment.modalities_dropped(np.ones((8, 3), np.float32), rng, 0.3) for _ in range(1000)])
     assert 0.26 < (masks.max(1) == 0).mean() < 0.36
     assert set(np.unique(masks)) == {0.0, 1.0}
+
+
+def test_what_is_narrow_has_nothing_above_its_limit_and_all_below():
+    pcm = np.random.default_rng(0).integers(-3000, 3000, 16_000).astype(np.int16)
+    for seed in range(6):
+        before, after = (
+            np.abs(np.fft.rfft(x.astype(float))) for x in (pcm, augment.narrow(pcm, np.random.default_rng(seed)))
+        )
+        assert after[6100:].mean() < 0.1 * before[6100:].mean()
+        assert np.corrcoef(before[100:3100], after[100:3100])[0, 1] > 0.95
+    assert len(augment.narrow(pcm[:3], np.random.default_rng(0))) == 3

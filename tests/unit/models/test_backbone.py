@@ -8,7 +8,7 @@ import torch
 
 from edge_agent.errors import ConfigError
 from models.network import backbone
-from models.network.backbone import BLOCKS, START, Changes, Colours, Trunk, imagenet
+from models.network.backbone import BLOCKS, START, Changes, Colours, Spectrograms, Trunk, imagenet
 
 
 @pytest.mark.parametrize(("blocks", "width", "shrink"), [(5, 40, 8), (8, 80, 16), (11, 112, 16), (15, 192, 32)])
@@ -61,3 +61,28 @@ def test_where_nothing_moves_the_picture_of_changes_is_grey() -> None:
     frames = np.full((1, 5, 32, 32), 90, np.uint8)
     assert float(Changes()(torch.from_numpy(frames)).abs().max()) < 1e-4
     assert float(Colours()(torch.from_numpy(frames)).max()) == pytest.approx((90 - 127) / 128)
+
+
+def test_features_after_some_blocks_are_those_of_trunks_cut_there() -> None:
+    whole, cut = imagenet(8), imagenet(5)
+    picture = torch.rand(1, 3, 64, 96) * 2 - 1
+    with torch.inference_mode():
+        five, eight = whole.after(picture, (5, 8))
+        assert torch.allclose(five, cut(picture), atol=1e-5)
+        assert torch.allclose(eight, whole(picture), atol=1e-5)
+
+
+def test_a_spectrogram_is_one_picture_however_loud_the_sound() -> None:
+    x = torch.rand(2, 1, 8, 12) * 2
+    picture = Spectrograms(8, 12, 16, 18)(x)
+    assert tuple(picture.shape) == (2, 3, 16, 18)
+    assert torch.allclose(picture, Spectrograms(8, 12, 16, 18)(x + 0.7), atol=1e-5)
+    assert float(picture.max()) <= 1
+    plain = torch.nn.functional.interpolate(x - x.amax((2, 3), keepdim=True), (16, 18), mode="bilinear")
+    assert torch.allclose(picture[:, :1], plain / 2 + 1, atol=1e-5)
+
+
+def test_what_is_80_db_below_the_loudest_is_black() -> None:
+    x = torch.full((1, 1, 8, 12), -2.0)
+    x[:, :, 4] = 3.0
+    assert float(Spectrograms(8, 12, 8, 12)(x).min()) == pytest.approx(-1)
