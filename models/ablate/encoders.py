@@ -43,9 +43,9 @@ Rng = np.random.Generator
 PICTURES = "pictures.npz"
 #: Short enough for three seeds a minute; rates as of the shipped encoders.
 _SCHEDULES = {
-    "vision": Schedule(steps=160, batch=16, rate=3e-3, decay=0.01),
-    "audio": Schedule(steps=300, batch=64, rate=4e-3, decay=0.03),
-    "sensors": Schedule(steps=200, batch=64, rate=3e-3),
+    "vision": Schedule(steps=120, batch=16, rate=3e-3, decay=0.01),
+    "audio": Schedule(steps=240, batch=64, rate=4e-3, decay=0.03),
+    "sensors": Schedule(steps=150, batch=64, rate=3e-3),
 }
 _RUN = Run(precision="bf16")
 _QUICK = Schedule(steps=2, batch=8, rate=1e-3)
