@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.core.records import F32, I16, Engine
+from edge_agent.errors import ConfigError
 from models.benchmark import recordings
 from models.benchmark.listeners import (
     PRESET,
@@ -93,8 +94,11 @@ def _clips(root: Path, rows: Sequence[Row], file: Callable[[Row], str]) -> list[
 
 
 def read_threats(roots: Roots) -> Threats:
-    """SESA, and ESC-10 where a root has it. ConfigError for a root without SESA."""
+    """SESA, and ESC-10 where a root has it. ConfigError for a root without SESA, or
+    whose clips that train are all casual or all threats."""
     found = parts(roots, _SESA_TABLE, "use", _sesa_file)
+    if not 0 < sum(row["category"] == _CASUAL for row in found.train) < len(found.train):
+        raise ConfigError(f"{roots.train / _SESA_TABLE}: what trains must hold {_CASUAL} clips and others")
     near, far = _everyday(roots)
     held = [clip.pcm for clip in far if clip.name in _HELD] or [clip.pcm for clip in near if clip.name in _HELD]
     return Threats(
@@ -142,7 +146,7 @@ def threat_course(train: Sequence[Clip], background: Sequence[Clip]) -> Course:
 
 
 def sesa_recipe(roots: Roots, seed: int) -> Block:
-    """A listener of SESA's four classes, and a head on whole clips: fitted once, on torch, for every engine."""
+    """A listener of SESA's four classes, and a head on whole clips: fitted once, for every engine."""
     data = read_threats(roots)
     course = threat_course(data.train, data.background)
     weights, looked = side_by_side(_called, [partial(_threat_ears, roots, seed), partial(_threat_eyes, roots, seed)])

@@ -67,6 +67,12 @@ def test_a_root_without_everyday_sounds_is_no_error(tmp_path):
     assert len(data.noise) == 1  # rain of the train root: it trained nothing either
 
 
+def test_threats_need_casual_clips_and_others_to_train(tmp_path):
+    root = _set(tmp_path, [("train", "siren"), ("train", "gunshot"), ("dev", "casual")], [("train", "rain")])
+    with pytest.raises(ConfigError, match="must hold casual clips"):
+        sounds.read_threats(Roots(root, root))
+
+
 def test_noise_lies_at_the_ratio_that_is_said():
     rng = np.random.default_rng(0)
     clip, noise = _wave(1, 3.0), _wave(2, 1.0) // 3
