@@ -150,11 +150,11 @@ def test_a_batch_gives_what_its_items_give(folders, windows, engine, graph):
             assert np.allclose(alone[name], batched[name], atol=1e-3, rtol=1e-3), name
 
 
-def _said(variants: list[Variant], clips: Source) -> list[parity.Pair]:
+def _said(variants: list[Variant], clips: Source) -> tuple[list[parity.Pair], float]:
+    """What was said, and how far the first one's scores are spread: where all are the same, to agree is easy."""
     heap = fieldtest.run(clips, variants, (None,), 0)
-    first = np.concatenate(parity.scores(heap.variants[variants[0].name]))
-    assert first.std() > 0.01  # there is something to agree on
-    return parity.pairs(variants, {name: {"clips": parity.scores(played)} for name, played in heap.variants.items()})
+    said = {name: {"clips": parity.scores(played)} for name, played in heap.variants.items()}
+    return parity.pairs(variants, said), float(np.concatenate(said[variants[0].name]["clips"]).std())
 
 
 def _clips() -> tuple[Composed, Sites]:
@@ -168,15 +168,17 @@ def test_the_device_says_of_every_clip_what_torch_says(windows, tmp_path, clips)
     network = _warmed(build(teacher(SHAPE), seed=11), windows)
     recipe.keep_teacher(network, SHAPE, SHIPPED, bundle.UNCHOSEN, tmp_path)
     variants = [Variant("teacher", tmp_path, engine) for engine in ("torch", *ENGINES)]
-    for pair in _said(variants, clips):
-        print(pair.name, pair.row())
-        assert pair.worst["clips"].max() <= parity.FLOAT_TOLERANCE
+    pairs, spread = _said(variants, clips)
+    for pair in pairs:
+        print(pair.name, pair.row(), spread)
+        assert pair.worst["clips"].max() <= min(parity.FLOAT_TOLERANCE, spread / 100)
 
 
 @pytest.mark.parametrize("clips", _clips(), ids=("composed", "simulated"))
 def test_every_engine_says_of_every_clip_what_the_first_does(clips):
-    (pair,) = _said([Variant("int8", SHIPPED, engine) for engine in ENGINES], clips)
+    (pair,), spread = _said([Variant("int8", SHIPPED, engine) for engine in ENGINES], clips)
     print(pair.name, pair.row())
+    assert spread > 0.05
     assert pair.worst["clips"].max() <= parity.INT8_TOLERANCE
 
 
