@@ -28,7 +28,7 @@ from models.data.mixture import MIXTURE
 from models.data.records import Recording
 from models.evaluation import composed, evaluate, fieldtest, footage, parity, report
 from models.evaluation.disturb import Disturbance
-from models.evaluation.fieldtest import BUDGET_PER_H, CLEAN, CONDITIONS, Heap, Result, Sites, Source
+from models.evaluation.fieldtest import CLEAN, CONDITIONS, Heap, Result, Sites, Source
 from models.evaluation.sessions import UNHEARD, Played
 from models.evaluation.variants import Variant, forms, opened
 from models.metrics import expected_error
@@ -57,7 +57,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(composed.TESTED, 160, 12, 150.0, 12, 150.0, 1000),
+    "full": Scale(composed.TESTED, 120, 8, 150.0, 8, 150.0, 1000),
     "quick": Scale(16, 12, 2, 60.0, 2, 60.0, 2),
 }
 
@@ -156,8 +156,8 @@ class Assessment:
             "What was played",
             f"Bundle {figures['bundle'][:16]} through the device's own pipeline on {figures['engine']}, seed "
             f"{figures['seed']}, in {figures['seconds']:.0f} s. {figures['quiet_h']:.2f} h of normal footage. "
-            f"Recall is that of the alerts sent at the bundle's own threshold; at budget: at the one that clean "
-            f"normal footage reaches {BUDGET_PER_H:g} time(s) an hour. {' '.join(figures['notes'])}",
+            "Recall is that of the alerts sent at the bundle's own threshold; at n per h: at the one that clean "
+            f"normal footage, all places alike, reaches n times an hour. {' '.join(figures['notes'])}",
         )
 
     def _family(self, family: Family, figures: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ from models.processes import interleaved, side_by_side
 from models.progress import tracked
 
 #: False alarms per camera and hour that the recall is stated for.
-BUDGET_PER_H = 1.0
+BUDGETS_PER_H = (1, 10)
 Array = NDArray[np.float64]
 CLEAN = "clean"
 
@@ -129,13 +129,12 @@ def _half(task: Task) -> Heap:
                     spent[first[0].name].append(took_s / max(len(played.scores), 1))
                     heap.variants[first[0].name].append(played)
                 else:
-                    played = play(model, session, spoilt(samples, condition, task.seed, foreign)).bare()
-                    played = replace(played, answers=[], embeddings=[])
+                    played = play(model, session, spoilt(samples, condition, task.seed, foreign)).scored()
                 heap.conditions[name_of(condition)].append(played)
             for variant, engine in others:
                 played, took_s = _timed(engine, session, samples)
                 spent[variant.name].append(took_s / max(len(played.scores), 1))
-                heap.variants[variant.name].append(replace(played, answers=[], embeddings=[]))
+                heap.variants[variant.name].append(played.scored())
     heap.step_ms = {name: 1000 * float(np.median(found)) for name, found in spent.items()}
     return heap
 
@@ -199,7 +198,7 @@ class Result:
         )
 
 
-def budget_logit(quiet: Sequence[Played], on_steps: int, per_h: float = BUDGET_PER_H) -> float:
+def budget_logit(quiet: Sequence[Played], on_steps: int, per_h: float) -> float:
     """The lowest logit that clean quiet footage sustains at most `per_h` times an hour.
 
     Sustained peaks are counted once a minute, as an alert with its cool-down would be.
@@ -230,23 +229,25 @@ def figures(result: Result, clean: Result, on_steps: int, *, alerts: bool = True
     """The row of one condition or method. None where nothing could be counted.
 
     `recall`, `astray` (alerts that belong to nothing) and the delays are those of the alerts that the bundle's own
-    thresholds sent (none for `alerts=False`: another method has no alerts); `recall_at_budget` is at the logit that
-    `clean` quiet footage sustains at most BUDGET_PER_H times an hour. `ap_lost`: the clean AP on the same steps less
+    thresholds sent (none for `alerts=False`: another method has no alerts); `recall_at_<n>_per_h` is at the logit
+    that `clean` quiet footage sustains at most so many times an hour. `ap_lost`: the clean AP on the same steps less
     this one.
     """
     lost = result.lost
     truths, scores = result.steps(lost)
     truth, score = np.concatenate(truths), np.concatenate(scores)
     ap = average_precision(truth, score)
-    level = budget_logit(clean.quiet, on_steps)
     asked = [(played, cause) for played in result.tests for cause in played.session.causes_left(lost)]
     row: dict[str, float | None] = {
         "frame_auc_micro": frame_auc_micro(truths, scores),
         "frame_auc_macro": frame_auc_macro(truths, scores),
         "ap": ap,
         "ap_lost": None,
-        "recall_at_budget": _share([_reaches(played, cause, level, on_steps) for played, cause in asked]),
     }
+    for per_h in BUDGETS_PER_H:
+        level = budget_logit(clean.quiet, on_steps, per_h)
+        reached = [_reaches(played, cause, level, on_steps) for played, cause in asked]
+        row[f"recall_at_{per_h}_per_h"] = _share(reached)
     if result.condition is not None:
         row["ap_lost"] = average_precision(*(np.concatenate(part) for part in clean.steps(lost))) - ap
     if alerts:

@@ -223,7 +223,8 @@ def _strip(played: Played, on: float) -> str:
     scores = 1 / (1 + np.exp(-np.clip(played.logits, -30, 30)))
     line = " ".join(f"{across(t)},{up(float(score))}" for t, score in zip(times, scores, strict=True))
     alerts = "".join(
-        f"<path d='M{across(played.alert_s(a)) - 3},0h6l-3,5z' fill='{_ORANGE}'/>" for a in played.alerts
+        f"<path d='M{across(max(played.alert_s(a), begin_s)) - 3},0h6l-3,5z' fill='{_ORANGE}'/>"
+        for a in played.alerts
     )
     causes = ", ".join(cause.label for cause in played.session.causes)
     text = html.escape(played.session.name + (f": {causes}" if causes else ""))

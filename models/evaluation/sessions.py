@@ -95,7 +95,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Played:
-    """What the pipeline said of a session, its lead-in left out."""
+    """What the pipeline said of a session; scores begin after its lead-in, an alert counts wherever it comes."""
 
     session: Session
     step_ms: int
@@ -158,6 +158,12 @@ class Played:
             events=[structs.replace(event, heat=None) for event in self.events],
         )
 
+    def scored(self) -> Played:
+        """Scores and events alone: of many conditions nothing else is asked."""
+        bare, none = self.bare(), np.zeros(0, np.float32)
+        scores = [replace(found, embedding=none, classes={}, shares={}) for found in bare.scores]
+        return replace(bare, scores=scores, answers=[], embeddings=[])
+
 
 def _nothing(manifest: Manifest) -> tuple[Sample, ...]:
     return ()
@@ -192,29 +198,31 @@ class Listening:
 
 
 class Remembering:
-    """An engine that encodes no input twice: a session that is played under many conditions differs in one modality.
-
-    Bounded: the oldest of `most` outputs are let go.
+    """An engine that computes nothing twice: a session that is played under many conditions differs in one modality,
+    and not from its beginning. Bounded: the oldest of `most` outputs are let go.
     """
 
-    def __init__(self, engine: Engine, most: int = 4096) -> None:
+    def __init__(self, engine: Engine, most: int = 16384) -> None:
         self._engine, self._most = engine, most
         self._known: dict[tuple[str, bytes], dict[str, NDArray[Any]]] = {}
 
     def run(self, graph: str, items: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
         """As the engine's."""
-        return self._engine.run(graph, items) if graph == "fusion" else [self._once(graph, item) for item in items]
+        keys = [self._key(graph, item) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
+        found = {key: self._known[key] for key in keys if key not in new}
+        found |= dict(zip(new, self._engine.run(graph, list(new.values())), strict=True))
+        self._known |= {key: found[key] for key in new}
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+        return [dict(found[key]) for key in keys]
 
-    def _once(self, graph: str, item: Arrays) -> dict[str, NDArray[Any]]:
+    @staticmethod
+    def _key(graph: str, item: Arrays) -> tuple[str, bytes]:
         digest = blake2b(digest_size=16)
         for array in item.values():
             digest.update(np.ascontiguousarray(array).data)
-        key = (graph, digest.digest())
-        if key not in self._known:
-            (self._known[key],) = self._engine.run(graph, [item])
-            if len(self._known) > self._most:
-                del self._known[next(iter(self._known))]
-        return dict(self._known[key])
+        return graph, digest.digest()
 
     def close(self) -> None:
         """Nothing: the engine is somebody else's."""
@@ -235,7 +243,7 @@ def play(model: Model, session: Session, samples: Iterable[Sample] | None = None
         session,
         model.manifest.step_ms,
         [scores[i] for i in kept],
-        [event for event in events if event.step >= first],
+        events,
         [listening.answers[i] for i in kept],
         [listening.embeddings[i] for i in kept],
     )
