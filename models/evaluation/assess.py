@@ -209,7 +209,7 @@ class Assessment:
             ),
             report.section(
                 f"{family.title}: side by side",
-                "The same clean sessions in every form of the bundle and on every engine.",
+                "The same clean sessions in every form of the bundle and on every engine; levels are the first's.",
                 report.table(figures["variants"], "form"),
             ),
         ]
@@ -240,7 +240,7 @@ def assess(wanted: Wanted, preset: Preset) -> Assessment:
     manifest = shipped.manifest
     variants = forms(wanted.bundle, wanted.engines, wanted.teacher, wanted.others)
     parts = composed.read(wanted.root, notes, "data") if wanted.root is not None else []
-    calm = _quiet(wanted, preset, variants)
+    calm = _quiet(wanted, preset, variants[0])
     tests = {"Simulated sites": fieldtest.run(_sites(wanted.scale, preset), variants, wanted.conditions, wanted.seed)}
     if parts:
         episodes = composed.Episodes(composed.tested(parts), preset, "test", wanted.scale.episodes)
@@ -288,18 +288,14 @@ def _sites(scale: Scale, preset: Preset, *, calm: bool = False) -> Sites:
     return Sites(sites, seconds, "quiet sites" if calm else "sites")
 
 
-def _quiet(wanted: Wanted, preset: Preset, variants: Sequence[Variant]) -> Heap:
-    """Normal footage: simulated, and of real places where there is some."""
+def _quiet(wanted: Wanted, preset: Preset, variant: Variant) -> dict[str, list[Played]]:
+    """Normal footage by condition: simulated, and of real places where there is some."""
     sources: list[Source] = [_sites(wanted.scale, preset, calm=True)]
     if wanted.root is not None:
         found = footage.gather(wanted.root, preset)
         sources.append(replace(found, films=found.films[: wanted.scale.films]))
-    heaps = [fieldtest.run(source, variants, wanted.conditions, wanted.seed) for source in sources]
-    return Heap(
-        {name: [p for heap in heaps for p in heap.conditions[name]] for name in heaps[0].conditions},
-        {name: [p for heap in heaps for p in heap.variants[name]] for name in heaps[0].variants},
-        heaps[0].step_ms,
-    )
+    heaps = [fieldtest.run(source, [variant], wanted.conditions, wanted.seed) for source in sources]
+    return {name: [p for heap in heaps for p in heap.conditions[name]] for name in heaps[0].conditions}
 
 
 def _methods(wanted: Wanted, preset: Preset, variant: Variant, parts: Sequence[Recording]) -> dict[str, Method]:
@@ -350,19 +346,18 @@ def _outlying(detector: Any, played: Played) -> Array:
 def _family(
     title: str,
     heap: Heap,
-    calm: Heap,
+    calm: Mapping[str, list[Played]],
     methods: Mapping[str, Method],
     conditions: Sequence[Disturbance | None],
 ) -> Family:
     results = [
-        Result(how, heap.conditions[fieldtest.name_of(how)], calm.conditions[fieldtest.name_of(how)])
-        for how in conditions
+        Result(how, heap.conditions[fieldtest.name_of(how)], calm[fieldtest.name_of(how)]) for how in conditions
     ]
     return Family(
         title,
         results,
         {name: results[0].said_by(method) for name, method in methods.items()},
-        {name: Result(None, played, calm.variants[name]) for name, played in heap.variants.items()},
+        {name: Result(None, played, []) for name, played in heap.variants.items()},
     )
 
 
@@ -379,7 +374,7 @@ def _told(
             for name, r in {"fused": family.clean, **family.methods}.items()
         },
         "variants": {
-            name: fieldtest.figures(r, r, on_steps) | {"step_ms_in_pipeline": step_ms[name]}
+            name: fieldtest.figures(r, family.clean, on_steps) | {"step_ms_in_pipeline": step_ms[name]}
             for name, r in family.variants.items()
         },
         "by_type": fieldtest.by_type(family.conditions),
