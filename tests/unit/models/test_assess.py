@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_agent.errors import BundleError, ConfigError
+from models import bundle
 from models.config import preset
 from models.evaluation.assess import Scale, Wanted, assess
 from models.evaluation.disturb import Disturbance
@@ -50,6 +53,20 @@ def test_torch_needs_the_weights_of_a_training(tmp_path: Path) -> None:
     with (
         pytest.raises(BundleError, match="network\\.npz"),
         opened([Variant("float32 teacher", tiny_bundle(tmp_path), "torch")]),
+    ):
+        pass
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path)
+    bundle.save_arrays(folder / bundle.NETWORK, {"vision.weight": np.zeros(3, np.float32)})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    data = (folder / bundle.NETWORK).read_bytes()
+    manifest["files"][bundle.NETWORK] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        pytest.raises(BundleError, match="another network"),
+        opened([Variant("float32 teacher", folder, "torch")]),
     ):
         pass
 
