@@ -77,17 +77,12 @@ def start_of(shipped: Path) -> dict[str, str]:
 
 def made_of(listener: Listener, clips: Sequence[Clip], seed: int) -> Made:
     """The listener exported, and in int8 with scales from training clips."""
-    return make(PRESET, {"audio": listener}, {"audio": calibration(clips, seed)}, {"audio": listener.outputs})
-
-
-def calibration(clips: Sequence[Clip], seed: int) -> list[I16]:
-    """Windows of training clips that int8 scales are taken from."""
     rng = np.random.default_rng([seed, 42])
     windows = []
     for index in rng.integers(0, len(clips), CALIBRATION):
         of_clip = windows_of(clips[int(index)].pcm, SPEC)
         windows.append(of_clip[int(rng.integers(len(of_clip)))])
-    return windows
+    return make(PRESET, {"audio": listener}, {"audio": windows}, {"audio": listener.outputs})
 
 
 def clip_outputs(

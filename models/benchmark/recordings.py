@@ -24,7 +24,7 @@ from edge_agent.core.memory import Memory
 from edge_agent.core.records import F32, Engine
 from edge_agent.errors import ConfigError
 from models.benchmark.listeners import PRESET, SPEC, Clip, clip_outputs, heard, start_of
-from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, judged, judged_in_float
 from models.benchmark.spectrograms import EVERY_S, SEEN, ClipHead, features, looker, seen
 from models.benchmark.splits import DEV, TRAIN, folds
 from models.data import augment, public
@@ -33,7 +33,7 @@ from models.data.records import NORMAL, Recording
 from models.metrics import accuracy, auc
 from models.network.backbone import START
 from models.network.frontend import log_mel
-from models.runtime import shipped_variants, through, variants
+from models.runtime import shipped_variants, through
 
 _FOLDER = "audio_folder"
 _NORMAL = (NORMAL, "ok", "good", "casual", "0")
@@ -179,7 +179,7 @@ def recipe(roots: Roots, seed: int) -> Block:
             score = np.asarray(np.log(np.exp(others).sum(1)) - chances[:, normal], np.float32)
         return _figures(data, score, [data.names[int(i)] for i in chances.argmax(1)])
 
-    found = judged(variants(looker(data.train, seed), roots.engines), judge)
+    found = judged_in_float(looker(), roots.engines, judge)
     return Block(found, len(data.test), data.split, [START], _plain(data), data.notes)
 
 

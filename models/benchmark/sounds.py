@@ -33,7 +33,7 @@ from models.benchmark.listeners import (
     trained,
     weights_of,
 )
-from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged
+from models.benchmark.record import Block, Judged, Prediction, Roots, Task, Variant, judged, judged_in_float
 from models.benchmark.spectrograms import EVERY_S, SEEN, ClipHead, features, looker, seen, together
 from models.benchmark.splits import DEV, TRAIN, Parts, Row, parts
 from models.config import CLASSES, SOUNDS
@@ -43,7 +43,7 @@ from models.data.media import decode_sound, rows
 from models.metrics import accuracy, alarm_share_at_recall, auc
 from models.network.backbone import START
 from models.processes import side_by_side
-from models.runtime import shipped_variants, through, variants
+from models.runtime import shipped_variants, through
 from models.training.hearing import BACKGROUND_WEIGHT, KINDS, OWN, Course, Lesson
 from models.training.linear import logistic
 
@@ -161,7 +161,7 @@ def sesa_recipe(roots: Roots, seed: int) -> Block:
 
     ears = made_of(listener_of(course.heads, weights), data.train, seed)
     judge = partial(judge_threats, data=data, seed=seed, answer=answer)
-    return _threat_block(data, judged(together(ears, looker(data.train, seed), roots.engines), judge), [START])
+    return _threat_block(data, judged(together(ears, looker(), roots.engines), judge), [START])
 
 
 def _called(job: Callable[[], Weights]) -> Weights:
@@ -305,10 +305,7 @@ def _casual(roots: Roots) -> list[Clip]:
 
 
 def esc10_recipe(roots: Roots, seed: int) -> Block:
-    """A head on what the frozen trunk sees; for one root, one per visible fold, which tests it and taught it nothing.
-
-    In that case the scales of int8 come from clips of all folds; no label is in them.
-    """
+    """A head on what the frozen trunk sees; for one root, one per fold, which tests it and taught it nothing."""
     found = _esc_parts(roots)
     tested = [*found.train, *found.test] if roots.same else found.test
     fold_of = {row["filename"]: row["fold"] for row in tested} if roots.same else {}
@@ -321,8 +318,8 @@ def esc10_recipe(roots: Roots, seed: int) -> Block:
     split = found.split
     if roots.same:
         split = f"mean of folds {', '.join(heads)}, each tested by a head that was trained on the others"
-    engines = variants(looker(clips, seed), roots.engines)
-    return Block(judged(engines, judge), len(test), split, [START], notes=found.notes)
+    answers = judged_in_float(looker(), roots.engines, judge)
+    return Block(answers, len(test), split, [START], notes=found.notes)
 
 
 def heads_left_out(rows: F32, names: Sequence[str], folds: Sequence[str]) -> dict[str, ClipHead]:
