@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--verdicts", type=Path, help="JSON lines of `cloud-sync retrain`: train the head on them")
     train.add_argument("--start", type=Path, default=SHIPPED, help="bundle that a training from verdicts starts from")
     train.add_argument("--site", type=Path, help="folder of a site's own sounds, films, sensors to train on, too")
+    train.add_argument(
+        "--beside", type=Path, nargs="*", default=[], help="figures (JSON) of other seeds, for the spread on the card"
+    )
     _add_run(train)
     train.set_defaults(run=_train)
     _add_evaluate(commands)
@@ -71,7 +74,9 @@ def _add_run(train: argparse.ArgumentParser) -> None:
         "--work", type=Path, help="folder of checkpoints and logs; the same one again resumes (default: OUT.training)"
     )
     train.add_argument("--logger", choices=get_args(Logger), default="tensorboard")
-    train.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: mixed precision")
+    train.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16", help="of vision and audio; bf16: mixed precision"
+    )
     train.add_argument("--processes", type=int, default=1, help="processes that share each batch (DDP over gloo)")
     train.add_argument("--patience", type=int, default=0, help="looks without a lower loss before a stop; 0: never")
 
@@ -165,7 +170,19 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     )
     shape = replace(preset(options.preset), run=run)
     own = None if options.site is None else read_site(options.site)
-    return recipe.make(shape, root, options.out, options.seed, options.counter, own=own)
+    beside = [_figures(path) for path in options.beside]
+    return recipe.make(shape, root, options.out, options.seed, options.counter, own=own, beside=beside)
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """What an earlier training printed."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} holds no figures of a training: {error}", "--beside") from error
+    if not isinstance(found, dict) or "seed" not in found:
+        raise ConfigError(f"{path} holds no figures of a training: what `train` printed is expected", "--beside")
+    return found
 
 
 def _ablate(options: argparse.Namespace) -> dict[str, Any]:

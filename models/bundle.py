@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import GRAPHS, FileRef, Manifest, Thresholds
 from edge_agent.core.records import F32, Engine
+from edge_agent.errors import BundleError
 from models.config import CLASSES, FAMILY, Preset
 
 GOLDEN = "golden.npz"
@@ -99,8 +100,19 @@ def save_weights(path: Path, module: torch.nn.Module) -> None:
 
 
 def load_weights(path: Path, module: torch.nn.Module) -> None:
-    """Weights of `save_weights` into a module of the same shape."""
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in load_arrays(path).items()})
+    """Weights of `save_weights` into a module of the same shape. BundleError if it has another."""
+    weights = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
+    # A single number is stored as a list of one.
+    wanted, found = (
+        {name: tuple(tensor.shape) or (1,) for name, tensor in tensors.items()}
+        for tensors in (module.state_dict(), weights)
+    )
+    if found != wanted:
+        raise BundleError(
+            f"the weights in {path} are of another shape than the preset's: the bundle was made by another version. "
+            "Train from data with this one, or go on with the version that made it"
+        )
+    module.load_state_dict(weights)
 
 
 def golden(

@@ -12,7 +12,8 @@ be sent: quiet ones must stay quiet, episodes must be seen. A class names an eve
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,18 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.event import MODALITIES
 from edge_agent.contract.manifest import Thresholds
-from edge_agent.core.records import Engine, Model
+from edge_agent.core.records import Model
+from edge_agent.engine import compile_graphs
 from edge_agent.simulate import Site, demo, quiet
 from models import bundle
 from models.config import CLASSES, Preset
 from models.data.compose import Composer, Windows
 from models.data.site import QUIET_SEEDS
 from models.evaluation.fieldtest import sustained
-from models.evaluation.sessions import BELONGS_S, play, simulated
+from models.evaluation.sessions import BELONGS_S, Played, play, simulated
 from models.metrics import expected_error
 from models.network.fusion import FusionHead
-from models.progress import tracked
+from models.processes import side_by_side
 from models.training.train import fusion_batch
 
 _ON_STEPS, _OFF_STEPS = 2, 4
@@ -171,15 +173,11 @@ def class_levels(head: FusionHead, composer: Composer, seed: int) -> dict[str, f
 
 
 def choose(
-    engine: Engine, preset: Preset, classes: Mapping[str, float] | None = None
+    graphs: Mapping[str, bytes], preset: Preset, classes: Mapping[str, float] | None = None
 ) -> tuple[Thresholds, dict[str, Any]]:
     """Thresholds above everything that quiet sites sustain, and what of demo episodes they then catch."""
-    open_wide = _model(engine, preset, bundle.UNCHOSEN)
-    calm = [
-        play(open_wide, simulated(_site(seed, preset, calm=True), preset.quiet_s))
-        for seed in tracked("quiet sites", QUIET_SEEDS[: preset.quiet_sites])
-    ]
-    held = [sustained(played.logits, _ON_STEPS) for played in calm]
+    seeds = QUIET_SEEDS[: preset.quiet_sites]
+    held = side_by_side(_calm, [_Shift(graphs, preset, bundle.UNCHOSEN, seed) for seed in seeds])
     highest = max(float(levels.max()) for levels in held)
     on = float(np.clip(highest + _MARGIN, _LOWEST, _HIGHEST))
     thresholds = Thresholds(
@@ -189,51 +187,79 @@ def choose(
         off_steps=_OFF_STEPS,
         classes={**dict.fromkeys(CLASSES, _CLASS), **(classes or {})},
     )
+    shifts = [_Shift(graphs, preset, thresholds, seed) for seed in _DEMO_SEEDS[: max(preset.quiet_sites - 1, 1)]]
+    caught = side_by_side(_caught, shifts)
     found = {
         "on": thresholds.on,
         "off": thresholds.off,
         "quiet_highest": _probability(highest),
         "quiet_s": preset.quiet_s * preset.quiet_sites,
         "quiet_alerts": int(sum((levels >= on).any() for levels in held)),
-        **_caught(_model(engine, preset, thresholds), preset),
+        **_told(caught),
     }
     return thresholds, found
 
 
-def _caught(model: Model, preset: Preset) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Shift:
+    """Some time at one simulated site under given thresholds: what one process plays."""
+
+    graphs: Mapping[str, bytes]
+    preset: Preset
+    thresholds: Thresholds
+    seed: int
+
+    def play(self, *, calm: bool, seconds: float) -> Played:
+        made = bundle.manifest(self.preset, self.thresholds, 0, {}, bundle.now())
+        model = Model(made, "0" * 64, compile_graphs(self.graphs, made))
+        return play(model, simulated(_site(self.seed, self.preset, calm=calm, seconds=seconds), seconds))
+
+
+def _calm(shift: _Shift) -> NDArray[np.float64]:
+    """Levels that a quiet site sustains."""
+    return sustained(shift.play(calm=True, seconds=shift.preset.quiet_s).logits, _ON_STEPS)
+
+
+@dataclass(frozen=True)
+class _Caught:
+    """What came of a site's episodes: (label, names of its alerts) each, and alerts that belong to none."""
+
+    episodes: list[tuple[str, list[str]]]
+    astray: int
+
+
+def _caught(shift: _Shift) -> _Caught:
+    seconds = min(float(shift.preset.quiet_s), 420.0)
+    played = shift.play(calm=False, seconds=seconds)
+    times = {id(alert): played.alert_s(alert) for alert in played.alerts}
+    episodes = []
+    for episode in _site(shift.seed, shift.preset, calm=False, seconds=seconds).episodes:
+        latest_s = episode.end_s + BELONGS_S
+        hits = [a for a in played.alerts if episode.start_s <= times.get(id(a), -1.0) <= latest_s]
+        episodes.append((episode.label, [alert.label for alert in hits]))
+        for alert in hits:
+            times.pop(id(alert), None)
+    return _Caught(episodes, len(times))
+
+
+def _told(caught: Sequence[_Caught]) -> dict[str, Any]:
     """Per label of the demo: how many of its episodes bring an alert, and the names; alerts without an episode."""
     seen: dict[str, list[bool]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
-    astray = 0
-    seconds = min(float(preset.quiet_s), 420.0)
-    for seed in tracked("demo sites", _DEMO_SEEDS[: max(preset.quiet_sites - 1, 1)]):
-        place = _site(seed, preset, calm=False, seconds=seconds)
-        played = play(model, simulated(place, seconds))
-        times = {id(alert): played.alert_s(alert) for alert in played.alerts}
-        for episode in place.episodes:
-            latest_s = episode.end_s + BELONGS_S
-            hits = [a for a in played.alerts if episode.start_s <= times.get(id(a), -1.0) <= latest_s]
-            seen[episode.label].append(bool(hits))
-            names[episode.label] += [alert.label for alert in hits]
-            for alert in hits:
-                times.pop(id(alert), None)
-        astray += len(times)
+    names: dict[str, set[str]] = defaultdict(set)
+    for label, hits in (pair for place in caught for pair in place.episodes):
+        seen[label].append(bool(hits))
+        names[label].update(hits)
     return {
         "demo_caught": {label: f"{sum(hits)}/{len(hits)}" for label, hits in sorted(seen.items())},
-        "demo_named": {label: sorted(set(found)) for label, found in sorted(names.items()) if found},
-        "demo_astray": astray,
+        "demo_named": {label: sorted(found) for label, found in sorted(names.items()) if found},
+        "demo_astray": sum(place.astray for place in caught),
     }
 
 
-def _site(seed: int, preset: Preset, *, calm: bool, seconds: float = 0.0) -> Site:
+def _site(seed: int, preset: Preset, *, calm: bool, seconds: float) -> Site:
     spec = preset.vision_spec
-    script = quiet(seed, preset.quiet_s) if calm else demo(seed, seconds)
+    script = quiet(seed, seconds) if calm else demo(seed, seconds)
     return Site(seed, script, width=spec.width, height=spec.height, rate_hz=preset.audio_spec.rate_hz)
-
-
-def _model(engine: Engine, preset: Preset, thresholds: Thresholds) -> Model:
-    made = bundle.manifest(preset, thresholds, 0, {}, bundle.now())
-    return Model(made, "0" * 64, engine)
 
 
 def _probability(logit: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 from models.config import CLASSES
@@ -20,8 +21,8 @@ _SETS = {
 _SYNTHESISED = ("glass_break", "alarm", "fight", "intrusion")
 
 
-def write(figures: Mapping[str, Any]) -> str:
-    """Markdown."""
+def write(figures: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Markdown. `beside`: figures of trainings that differ in nothing but their seed."""
     lines = [
         f"# Tectum model “{figures['preset']}”",
         "",
@@ -43,6 +44,7 @@ def write(figures: Mapping[str, Any]) -> str:
         "",
         *([*figures["balance"], ""] if figures.get("balance") else []),
         *_measured(figures),
+        *_spread([figures, *beside]),
         *_calibrated(figures.get("calibration", {})),
         "## Limits",
         f"* {'One real fire film' if 'fire_video' in figures['sets'] else 'No real fire'} trained the eyes; all "
@@ -75,6 +77,40 @@ def _claimed(figures: Mapping[str, Any]) -> list[str]:
         f"What was only ever synthesised ({', '.join(dict.fromkeys(others))}) is not claimed: the novelty of such a "
         "thing raises the score.",
     ]
+
+
+def _spread(trained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Mean and standard deviation over seeds, of the figures that all of them have."""
+    if len(trained) < 2:
+        return []
+    tables = [_single(figures) for figures in trained]
+    rows = [
+        f"| {name} | {mean(values):.3f} ± {stdev(values):.3f} | {', '.join(f'{value:.3f}' for value in values)} |"
+        for name in tables[0]
+        if len(values := [table[name] for table in tables if name in table]) == len(tables)
+    ]
+    seeds = ", ".join(str(figures["seed"]) for figures in trained)
+    return [
+        f"The same recipe with seeds {seeds}, mean ± standard deviation (this bundle is the first):",
+        "",
+        "| figure | mean | by seed |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
+def _single(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one training, by name."""
+    found: dict[str, float] = {}
+    for name, row in figures.get("recorded", {}).items():
+        found[name] = row["auc"] if "auc" in row else row["share"]
+    for name, row in figures.get("composed", {}).items():
+        if isinstance(row, dict) and "ap" in row:
+            found[f"composed, {name}: AP"] = row["ap"]
+    thresholds = figures.get("thresholds", {})
+    told = {"quiet_alerts": "alerts on quiet sites", "demo_astray": "alerts of demo sites that belong to nothing"}
+    return found | {title: float(thresholds[key]) for key, title in told.items() if key in thresholds}
 
 
 def _calibrated(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -60,7 +60,9 @@ class Run:
 class Compression:
     """How what is trained becomes what ships: a wider teacher is pruned to the preset's widths, and teaches them."""
 
-    wider: int = 2  #: times as many channels inside the teacher; 1: none is pruned
+    #: times as many channels inside the teacher; 1: none is pruned, what is trained ships
+    wider_vision: int = 1
+    wider_audio: int = 2
     energy: float = 0.999  #: that a low-rank layer keeps of its weights; 1: none is factored
     windows: int = 720  #: inputs of the training split to distil on
     vision: Schedule = Schedule(steps=600, batch=16, rate=1e-3)
@@ -86,18 +88,21 @@ class Preset:
     vision_channels: tuple[int, int, int] = (16, 32, 64)
     audio_channels: tuple[int, ...] = (16, 32, 64, 128)
     sensor_width: int = 32
-    head: Fusion = Fusion()
+    head: Fusion = Fusion("late", "alone")
     vision: Schedule = Schedule(steps=900, batch=16, rate=2e-3, decay=0.01)
     audio: Schedule = Schedule(steps=1800, batch=64, rate=4e-3, decay=0.03)
-    sensors: Schedule = Schedule(steps=700, batch=64, rate=3e-3)
-    fusion: Schedule = Schedule(steps=1500, batch=128, rate=2e-3)
-    episodes: tuple[int, int] = (360, 180)  #: composed for training and for dev
+    sensors: Schedule = Schedule(steps=1500, batch=64, rate=3e-3)
+    fusion: Schedule = Schedule(steps=800, batch=128, rate=2e-3, decay=0.05)
+    episodes: tuple[int, int] = (480, 240)  #: composed for training and for dev
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
     compression: Compression = Compression()
     sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
+    lookalikes: int = (
+        40  #: claps of thunder, and as many slams of doors, that the audio encoder learns to leave alone
+    )
     quiet_sites: int = 3
     quiet_s: int = 600
     run: Run = ALONE  #: where and how its trainings run
@@ -105,9 +110,9 @@ class Preset:
 
 def teacher(shape: Preset) -> Preset:
     """The preset of the network that is trained first: what ships is pruned from it, to the widths of `shape`."""
-    times = shape.compression.wider
-    a, b, c = (times * width for width in shape.vision_channels)
-    audio = tuple(times * width for width in shape.audio_channels)
+    how = shape.compression
+    a, b, c = (how.wider_vision * width for width in shape.vision_channels)
+    audio = tuple(how.wider_audio * width for width in shape.audio_channels)
     return replace(shape, vision_channels=(a, b, c), audio_channels=audio)
 
 
@@ -141,6 +146,7 @@ PRESETS = {
         sites=(1, 1),
         site_s=45.0,
         site_pictures=6,
+        lookalikes=1,
         quiet_sites=1,
         quiet_s=10,
     ),

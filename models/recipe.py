@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,7 +25,7 @@ from models.compression.quantise import QUANTISED
 from models.compression.shrink import Judge, lighter, shrink
 from models.config import SOUNDS, Preset, teacher
 from models.data import balance, leaks, site
-from models.data.compose import Composer, Windows
+from models.data.compose import Composer, Trio, Windows
 from models.data.corpus import Corpus, read_corpus
 from models.data.episodes import Renderer
 from models.data.listening import padded
@@ -35,6 +37,7 @@ from models.data.traces import QUIET
 from models.data.tracks import TrackMaker, spells
 from models.evaluation import evaluate
 from models.network.graphs import Network, build
+from models.processes import interleaved, side_by_side
 from models.progress import tracked
 from models.runtime import INPUT
 from models.training.hearing import Told, train_audio
@@ -44,77 +47,125 @@ from models.training.train import deterministic, train_fusion, train_sensors
 #: Folder of the float32 bundle, below that of the training.
 TEACHER = "teacher"
 _GOLDEN = 6
+#: Processes that the episodes and places of one split are dealt to.
+_HANDS = 2
 _REPLAYED: dict[Split, int] = {"train": 176, "dev": 80}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What one split offers, recorded and simulated."""
+    """What one split offers, recorded and simulated; each is made when it is asked for, alike in every process."""
 
     split: Split
     corpus: Corpus
-    stage: Stage
-    places: list[site.Place]
-    clips: list[Recording]  #: recorded, and heard at the simulated sites
+    preset: Preset
+    seed: int
+
+    @cached_property
+    def stage(self) -> Stage:
+        films, fires = (
+            [film for film in pictured if film.split == self.split]
+            for pictured in (self.corpus.footage, self.corpus.fires)
+        )
+        seed = self.seed * 2 + (self.split == "dev")
+        return Stage(films, fires, self.preset.vision_spec, seed, self.preset.stills)
+
+    @cached_property
+    def places(self) -> list[site.Place]:
+        return site.places(self.split, self.preset, self.preset.sites[self.split == "dev"], self.preset.site_s)
+
+    @cached_property
+    def clips(self) -> list[Recording]:
+        """Recorded, and heard at the simulated sites."""
+        heard = [
+            clip
+            for place in tracked(f"{self.split} site sounds", self.places)
+            for clip in site.clips(place, self.split)
+        ]
+        rate_hz = self.preset.audio_spec.rate_hz
+        recorded = (clip for clip in self.corpus.clips if clip.split == self.split)
+        return [*recorded, *heard, *site.harmless(self.split, rate_hz, self.preset.lookalikes)]
 
 
-def gather(corpus: Corpus, preset: Preset, split: Split, seed: int) -> Parts:
-    """The parts of one split."""
-    count = preset.sites[split == "dev"]
-    places = site.places(split, preset, count, preset.site_s)
-    stage = Stage(
-        [film for film in corpus.footage if film.split == split],
-        [film for film in corpus.fires if film.split == split],
-        preset.vision_spec,
-        seed * 2 + (split == "dev"),
-        preset.stills,
-    )
-    heard = [clip for place in tracked(f"{split} site sounds", places) for clip in site.clips(place, split)]
-    return Parts(split, corpus, stage, places, [*(c for c in corpus.clips if c.split == split), *heard])
+@dataclass(frozen=True)
+class Lesson:
+    """Encoders that one process trains and makes small, one after the other."""
+
+    graphs: tuple[Modality, ...]
+    parts: Parts
+    root: Path | None  #: of the recorded data that each is judged on
 
 
-def train_encoders(network: Network, preset: Preset, parts: Parts, seed: int) -> None:
-    """The three encoders, each by itself."""
-    rng = np.random.default_rng([seed, 21])
+@dataclass(frozen=True)
+class Encoder:
+    """One that is ready."""
+
+    name: Modality
+    weights: dict[str, NDArray[Any]]  #: of the float32 module
+    graph: bytes
+    told: dict[str, Any]  #: what became of it when it was made small, step by step
+
+
+#: Vision takes as long as the others together.
+_LESSONS: tuple[tuple[Modality, ...], ...] = (("vision",), ("audio", "sensors"))
+
+
+def learned(lesson: Lesson) -> list[Encoder]:
+    """Each encoder of a lesson, from nothing. It depends on no other: all of them begin with the same seeds."""
+    # Without what has been made of the parts so far: whether it was would depend on the process.
+    parts = replace(lesson.parts)
+    return [_learned(name, parts, lesson.root) for name in lesson.graphs]
+
+
+def _learned(name: Modality, parts: Parts, root: Path | None) -> Encoder:
+    preset, seed = parts.preset, parts.seed
+    deterministic(seed)
+    module = build(teacher(preset), seed).graphs()[name]
+    train = {"vision": _train_vision, "audio": _train_audio, "sensors": _train_sensors}[name]
+    train(module, parts)
+    if name in QUANTISED:
+        # Of parts made anew: a stage changes with every picture that it shows, and a resumed training shows fewer.
+        small = shrink(name, module, preset, _inputs(name, replace(parts)), seed=seed, judge=_judge(preset, root))
+        graph, told = small.int8, small.told()
+    else:
+        graph, told = lighter(name, module, preset)
+    return Encoder(name, {key: tensor.numpy() for key, tensor in module.state_dict().items()}, graph, told)
+
+
+def _train_vision(graph: Any, parts: Parts) -> None:
+    rng = np.random.default_rng([parts.seed, 21])
     staged = [
         picture
         for place in tracked("site pictures", parts.places)
-        for picture in site.pictures(place, preset.site_pictures, rng)
+        for picture in site.pictures(place, parts.preset.site_pictures, rng)
     ]
-    train_vision(network.vision, preset, parts.stage, staged, seed)
-    train_audio(network.audio, preset, [_told(clip, preset.audio_spec.rate_hz) for clip in parts.clips], seed)
+    train_vision(graph, parts.preset, parts.stage, staged, parts.seed)
+
+
+def _train_audio(graph: Any, parts: Parts) -> None:
+    rate_hz = parts.preset.audio_spec.rate_hz
+    train_audio(graph, parts.preset, [_told(clip, rate_hz) for clip in parts.clips], parts.seed)
+
+
+def _train_sensors(graph: Any, parts: Parts) -> None:
+    rng = np.random.default_rng([parts.seed, 23])
     felt = [
-        (site.window(place.site, begin_s, preset), QUIET if not wrong else 0.98)
+        (site.window(place.site, begin_s, parts.preset), QUIET if not wrong else 0.98)
         for place in parts.places
         for begin_s, wrong in site.felt(place, rng, 40)
     ]
     tables = [table.log() for table in parts.corpus.tables if table.split == "train"]
-    train_sensors(network.sensors, preset, tables, felt, seed)
+    train_sensors(graph, parts.preset, tables, felt, parts.seed)
 
 
 def _told(clip: Recording, rate_hz: int) -> Told:
     return Told(clip.source, clip.label, clip.facts.get("kind", ""), clip.pcm(rate_hz))
 
 
-def export_encoders(
-    network: Network, preset: Preset, parts: Parts, out: Path, *, seed: int, judge: Judge | None = None
-) -> dict[str, Any]:
-    """Write the four graphs, the encoders compressed as the preset says; what became of each, step by step."""
-    rng = np.random.default_rng([seed, 22])
-    count = max(preset.calibration_windows, preset.compression.windows)
-    told: dict[str, Any] = {}
-    for name, module in network.graphs().items():
-        if name in QUANTISED:
-            small = shrink(name, module, preset, _inputs(name, preset, parts, count, rng), seed=seed, judge=judge)
-            data, told[name] = small.int8, small.told()
-        else:
-            data, told[name] = lighter(name, module, preset)
-        (out / f"{name}.onnx").write_bytes(data)
-    return told
-
-
-def _inputs(name: str, preset: Preset, parts: Parts, count: int, rng: np.random.Generator) -> list[NDArray[Any]]:
+def _inputs(name: str, parts: Parts) -> list[NDArray[Any]]:
     """Inputs of the training split that small encoders learn from large ones on, and int8 scales are taken from."""
+    preset, rng = parts.preset, np.random.default_rng([parts.seed, 22])
+    count = max(preset.calibration_windows, preset.compression.windows)
     if name == "vision":
         kinds: tuple[Wrong, ...] = ("nothing", "fire", "odd")
         each = count // 5 // len(parts.places)
@@ -128,6 +179,17 @@ def _inputs(name: str, preset: Preset, parts: Parts, count: int, rng: np.random.
         start = int(rng.integers(0, len(pcm) - preset.audio_spec.samples + 1))
         heard.append(pcm[start : start + preset.audio_spec.samples])
     return heard
+
+
+def _save_encoders(network: Network, parts: Parts, root: Path | None, out: Path) -> dict[str, Any]:
+    """Train the encoders, write their graphs, and give the network their weights; how they were made small."""
+    lessons = [Lesson(names, parts, root) for names in _LESSONS]
+    ready = [encoder for found in side_by_side(learned, lessons) for encoder in found]
+    for encoder in ready:
+        weights = {name: torch.from_numpy(array) for name, array in encoder.weights.items()}
+        network.graphs()[encoder.name].load_state_dict(weights)
+        (out / f"{encoder.name}.onnx").write_bytes(encoder.graph)
+    return {encoder.name: encoder.told for encoder in ready}
 
 
 def _judge(preset: Preset, root: Path | None) -> Judge | None:
@@ -144,12 +206,26 @@ def _judge(preset: Preset, root: Path | None) -> Judge | None:
 
 def open_engine(folder: Path, preset: Preset) -> Engine:
     """The graphs of a folder that is no bundle yet."""
-    graphs = {name: (folder / f"{name}.onnx").read_bytes() for name in GRAPHS}
+    return _compiled({name: (folder / f"{name}.onnx").read_bytes() for name in GRAPHS}, preset)
+
+
+def _compiled(graphs: Mapping[str, bytes], preset: Preset) -> Engine:
     return compile_graphs(graphs, bundle.manifest(preset, bundle.UNCHOSEN, 0, {}, bundle.now()))
 
 
-def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer:
-    """Tracks of one split through the frozen encoders, ready to be drawn from."""
+def compose(parts: Parts, graphs: Mapping[str, bytes]) -> Composer:
+    """Tracks of one split through frozen encoders, ready to be drawn from."""
+    found = side_by_side(_encoded, [(parts, dict(graphs), hand) for hand in range(_HANDS)])
+    episodes, sites = interleaved([trios for trios, _ in found]), interleaved([trios for _, trios in found])
+    return Composer.of(episodes, [trio for place in sites for trio in place], parts.preset.history)
+
+
+def _encoded(job: tuple[Parts, dict[str, bytes], int]) -> tuple[list[Trio], list[list[Trio]]]:
+    """Every `_HANDS`-th episode, and every `_HANDS`-th simulated place: what one process does."""
+    parts, graphs, hand = replace(job[0]), job[1], job[2]
+    preset = parts.preset
+    deterministic(parts.seed)
+    engine = _compiled(graphs, preset)
 
     def encode(name: Modality, inputs: NDArray[np.generic]) -> F32:
         outputs = engine.run(name, [{INPUT[name]: item} for item in inputs])
@@ -157,19 +233,18 @@ def compose(preset: Preset, parts: Parts, engine: Engine, seed: int) -> Composer
 
     maker = TrackMaker(preset, encode)
     sites = [
-        trio
-        for place in tracked(f"{parts.split} sites", parts.places)
-        for trio in maker.site(place, spells(place.site, preset))
+        maker.site(place, spells(place.site, preset))
+        for place in tracked(f"{parts.split} sites", parts.places[hand::_HANDS])
     ]
-    entries, renderer = plan_of(preset, parts)
-    return Composer.of(maker.episodes(renderer, entries, MIXTURE.steps), sites, preset.history)
+    entries, renderer = plan_of(parts)
+    return maker.episodes(renderer, entries[hand::_HANDS], MIXTURE.steps), sites
 
 
-def plan_of(preset: Preset, parts: Parts) -> tuple[list[Entry], Renderer]:
+def plan_of(parts: Parts) -> tuple[list[Entry], Renderer]:
     """The manifest of one split, and what makes its episodes."""
     shelf = Shelf(recording for recording in parts.corpus.recordings if recording.split == parts.split)
-    count = preset.episodes[parts.split == "dev"]
-    return plan(shelf, parts.split, count), Renderer(shelf, parts.stage, preset)
+    count = parts.preset.episodes[parts.split == "dev"]
+    return plan(shelf, parts.split, count), Renderer(shelf, parts.stage, parts.preset)
 
 
 def _save_replay(out: Path, composers: Mapping[Split, Composer], seed: int) -> None:
@@ -221,11 +296,19 @@ def keep_teacher(network: Network, preset: Preset, out: Path, thresholds: Thresh
 
 
 def make(
-    preset: Preset, root: Path | None, out: Path, seed: int, counter: int = 1, *, own: Corpus | None = None
+    preset: Preset,
+    root: Path | None,
+    out: Path,
+    seed: int,
+    counter: int = 1,
+    *,
+    own: Corpus | None = None,
+    beside: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing.
 
-    `own` are a site's recordings, beside those of `root`. Beside checkpoints, the folder of the run gets a bundle of
+    `own` are a site's recordings, beside those of `root`; `beside` the figures of trainings with other seeds, which
+    stand on the card too. Beside checkpoints, the folder of the run gets a bundle of
     the float32 network, for `evaluate --teacher`.
     """
     begin = time.monotonic()
@@ -233,12 +316,12 @@ def make(
     out.mkdir(parents=True, exist_ok=True)
     corpus = joined(read_corpus(root), own or Corpus())
     leaks.check(corpus.recordings, preset.vision_spec)
-    parts = {split: gather(corpus, preset, split, seed) for split in SPLITS}
+    parts = {split: Parts(split, corpus, preset, seed) for split in SPLITS}
     network = build(teacher(preset), seed)
-    train_encoders(network, preset, parts["train"], seed)
-    made = export_encoders(network, preset, parts["train"], out, seed=seed, judge=_judge(preset, root))
-    engine = open_engine(out, preset)
-    composers = {split: compose(preset, parts[split], engine, seed) for split in SPLITS}
+    made = _save_encoders(network, parts["train"], root, out)
+    graphs: dict[str, bytes] = {name: (out / f"{name}.onnx").read_bytes() for name in MODALITIES}
+    composers = {split: compose(part, graphs) for split, part in parts.items()}
+    deterministic(seed)
     train_fusion(network.fusion, preset, composers["train"], seed)
     calibration = calibrate.temperatures(network.fusion, composers["dev"], seed)
     head, made["fusion"] = lighter("fusion", network.fusion, preset)
@@ -263,14 +346,15 @@ def make(
         "calibration": calibration,
         "training_s": round(time.monotonic() - begin),
     }
+    graphs["fusion"] = (out / "fusion.onnx").read_bytes()
     thresholds, figures["thresholds"] = calibrate.choose(
-        open_engine(out, preset), preset, calibrate.class_levels(network.fusion, composers["dev"], seed)
+        graphs, preset, calibrate.class_levels(network.fusion, composers["dev"], seed)
     )
     figures["composed"] = evaluate.composed(open_engine(out, preset), composers["dev"], seed)
     if root is not None:
         figures["recorded"] = evaluate.recorded(open_engine(out, preset), preset, root, seed)
     figures["total_s"] = round(time.monotonic() - begin)
-    (out / bundle.CARD).write_text(card.write(figures), encoding="utf-8")
+    (out / bundle.CARD).write_text(card.write(figures, beside), encoding="utf-8")
     bundle.seal(out, preset, thresholds, counter)
     if preset.run.folder is not None:
         keep_teacher(network, preset, out, thresholds, preset.run.folder / TEACHER)

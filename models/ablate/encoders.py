@@ -51,7 +51,7 @@ _RUN = Run(precision="bf16")
 _QUICK = Schedule(steps=2, batch=8, rate=1e-3)
 #: Staged pictures, and windows of generated causes, that are kept of each split.
 _COUNT: dict[Split, int] = {"train": 640, "dev": 320}
-_CAUSES = Schedule(steps=100, batch=64, rate=0.0)
+_CAUSES = Schedule(steps=25, batch=64, rate=0.0)
 #: Kinds of everyday sounds that lie under the judged clips, and so train nothing here.
 _NOISE, _SNR_DB = ("rain", "sea_waves"), 10.0
 #: Every so many minutes of the office.

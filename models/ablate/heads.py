@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_agent.contract.event import MODALITIES
-from edge_agent.contract.manifest import GRAPHS
-from edge_agent.engine import compile_graphs, open_bundle
+from edge_agent.engine import open_bundle
 from models import bundle, recipe, runtime
 from models.ablate.table import SEEDS, digest, kept, spread, times_ms
 from models.config import Fusion, Preset, Schedule
@@ -110,12 +109,12 @@ def embedded(path: Path, preset: Preset, root: Path | None, shipped: Path, *, qu
     opened = open_bundle(shipped)
     arrays = bundle.load_arrays(path) if path.is_file() else {}
     if not arrays or arrays["bundle"].item() != opened.hash:
-        engine = compile_graphs({name: opened.read(f"{name}.onnx") for name in GRAPHS}, opened.manifest)
+        graphs: dict[str, bytes] = {name: opened.read(f"{name}.onnx") for name in MODALITIES}
         corpus = read_corpus(root)
         part = replace(preset, sites=_least(preset.sites, _SITES), episodes=_least(preset.episodes, _EPISODES))
         arrays = {"bundle": np.array(opened.hash)}
         for split in SPLITS:
-            composer = recipe.compose(part, recipe.gather(corpus, part, split, 0), engine, 0)
+            composer = recipe.compose(recipe.Parts(split, corpus, part, 0), graphs)
             # Judged: composed episodes alone, nothing dropped but what the manifest drops.
             how = {} if split == "train" else {"site": 0.0, "missing": 0.0}
             drawn = composer.draw(

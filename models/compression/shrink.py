@@ -26,6 +26,7 @@ from models.compression.prune import Factored, distil, low_rank, prune
 from models.compression.quantise import Layers, calibrate, embeddings, quantise
 from models.compression.tables import lighten
 from models.config import Preset, Run, Schedule
+from models.training.train import exact
 
 #: Every how many windows one is left out of training, and measures instead.
 _HELD_OUT = 5
@@ -82,15 +83,19 @@ def shrink(
     learned = [window for index, window in enumerate(windows) if index % _HELD_OUT]
     scaled = learned[:: max(1, len(learned) // preset.calibration_windows)]
     log.add("teacher", log.exported(module))
-    student, factored = copy.deepcopy(module).eval(), []
-    schedule = how.vision if graph == "vision" else how.audio
-    if how.wider > 1 or how.energy < 1:
+    student, factored = copy.deepcopy(module).eval(), list[Factored]()
+    seen = graph == "vision"
+    schedule, wider = (how.vision, how.wider_vision) if seen else (how.audio, how.wider_audio)
+    if wider > 1:
         example = _ready(module, torch.from_numpy(np.stack(learned[:2])))
-        student.encoder = prune(_encoder(student), example, 1 - 1 / how.wider)
+        student.encoder = prune(_encoder(student), example, 1 - 1 / wider)
         log.add("pruned", log.exported(student))
-        factored = low_rank(_encoder(student), how.energy) if how.energy < 1 else []
-        if any(layer.rank is not None for layer in factored):
-            log.add("low rank", log.exported(student))
+    if how.energy < 1:
+        factored = low_rank(_encoder(student), how.energy)
+    split = any(layer.rank is not None for layer in factored)
+    if split:
+        log.add("low rank", log.exported(student))
+    if wider > 1 or split:
         batches = _batches(graph, module, learned, schedule.batch, [seed, 61])
         distil(f"{graph} distilled", _encoder(student), _encoder(module), batches, schedule, run=preset.run)
         log.add("distilled", log.exported(student))
@@ -102,7 +107,7 @@ def shrink(
     if how.aware.steps:
         batches = _batches(graph, student, learned, how.aware.batch, [seed, 62])
         taught = _aware(
-            student, plain, scales, title=f"{graph} int8", batches=batches, schedule=how.aware, run=preset.run
+            student, plain, scales, title=f"{graph} int8", batches=batches, schedule=how.aware, run=exact(preset.run)
         )
         plain_taught = log.exported(taught)
         int8_taught, layers_taught = _rounded(plain_taught, scaled, scales)

@@ -190,6 +190,26 @@ def dropped(readings: F32, rng: Rng, share: float = 0.25) -> F32:
     return out
 
 
+def misread(readings: F32, rng: Rng) -> F32:
+    """Poor sensors: every reading is off by 8 % or so, and stays so until the next one."""
+    out = readings.copy()
+    told = np.diff(readings[1], axis=1, prepend=np.inf) <= 0  # an age that does not grow: a new reading
+    off = rng.normal(0, 1, readings.shape[1:]).astype(np.float32)
+    last = np.maximum.accumulate(np.where(told, np.arange(readings.shape[2]), 0), axis=1)
+    value = readings[0]
+    moved = value + np.take_along_axis(off, last, 1) * (0.08 * np.abs(value) + 0.02)
+    out[0] = np.where(readings[2] > 0, np.maximum(moved, np.minimum(value, 0)), value)
+    return out
+
+
+def swapped(readings: F32, other: F32, rng: Rng) -> F32:
+    """From some moment on the values of another room, where both have the channel."""
+    out = readings.copy()
+    late = np.arange(readings.shape[2]) >= int(rng.integers(readings.shape[2] // 4, readings.shape[2]))
+    out[0] = np.where(late & (readings[2] > 0) & (other[2, :, -1:] > 0), other[0, :, -1:], readings[0])
+    return out
+
+
 def modalities_dropped(mask: F32, rng: Rng, share: float) -> F32:
     """A history's mask (steps, 3) as the field has it: modalities away all along, steps lost here and there, a scene
     that has just begun."""

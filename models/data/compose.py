@@ -79,7 +79,7 @@ class Composer:
                 kinds.setdefault((name, track.kind), []).append(track)
         return cls(episodes, sites, history, kinds)
 
-    def draw(self, rng: Rng, count: int, *, site: float = 0.5, missing: float = 0.15) -> Windows:
+    def draw(self, rng: Rng, count: int, *, site: float = 0.3, missing: float = 0.15) -> Windows:
         """`count` windows; `site` of them from the simulated site, each modality dropped in `missing` of them."""
         rows: list[_Row] = []
         while len(rows) < count:

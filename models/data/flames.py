@@ -30,6 +30,16 @@ class Layer:
     alpha: F32
 
 
+@dataclass(frozen=True, slots=True)
+class Blaze:
+    """A fire as light at three moments, which a camera adds to what it sees: RGB float (3, h, w, 3), any size of
+    value; how much of the background it hides (3, h, w); how dense it burns there, 0..1 (3, h, w)."""
+
+    light: F32
+    hidden: F32
+    density: F32
+
+
 def clouds(rng: Rng, height: int, width: int, *, cells: int = 4, octaves: int = 4) -> F32:
     """Smooth noise in 0..1 with detail at every scale, float32 (height, width)."""
     total = np.zeros((height, width), np.float32)
@@ -66,6 +76,46 @@ def flame(rng: Rng, height: int, width: int, moments_s: tuple[float, ...]) -> La
         colours.append(_lookup(_PALETTE * tint, hottest * heat**gamma) * (0.75 + 0.4 * noise)[..., None])
         alphas.append(np.clip((heat - 0.06) * softness, 0, 1))
     return Layer(np.clip(np.stack(colours), 0, 255), np.asarray(np.stack(alphas), np.float32))
+
+
+def blaze(rng: Rng, height: int, width: int, moments_s: tuple[float, ...]) -> Blaze:
+    """A fire that shines: soot glows red before all, and what a sensor cannot hold turns yellow, then white. `flame`
+    paints a fire opaquely; this one has no edge of its own."""
+    shape = _tongues(rng, height, width) if rng.random() < 0.75 else _outline(rng, height, width)
+    detail = _fabric(rng, height * 3, width)
+    curl = (clouds(rng, height, width, cells=int(rng.integers(2, 6))) - 0.5) * width * rng.uniform(0.05, 0.35)
+    across = (np.arange(width, dtype=np.float32)[None] + curl).astype(np.float32)
+    speed = rng.uniform(0.5, 2.5) * height
+    rough, power = rng.uniform(0.4, 1.8), rng.uniform(1.0, 2.6)
+    tone = np.array([1.0, rng.uniform(0.3, 0.65), rng.uniform(0.03, 0.25)], np.float32)
+    exposure = 255 * np.exp(rng.uniform(np.log(0.8), np.log(5.0)))
+    lights, densities = [], []
+    for moment in moments_s:
+        shift = int(speed * moment) % height
+        rows = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None] + shift, (height, width))
+        noise = cv2.remap(detail, across, rows.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        dense = np.clip(shape * 1.25 + (noise - 0.5) * rough * np.clip(shape * 2, 0, 1) - 0.12, 0, 1)
+        lights.append((dense**power)[..., None] * tone * exposure)
+        densities.append(dense)
+    density = np.asarray(np.stack(densities), np.float32)
+    hidden = np.clip(density * 1.6, 0, 1) * rng.uniform(0, 0.75)
+    return Blaze(np.asarray(np.stack(lights), np.float32), np.asarray(hidden, np.float32), density)
+
+
+def _tongues(rng: Rng, height: int, width: int) -> F32:
+    """Tongues side by side that bend as they rise, over an uneven ground; 0..1 (height, width)."""
+    y = np.linspace(1, 0, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    shape = np.zeros((height, width), np.float32)
+    bend = (clouds(rng, height, width, cells=int(rng.integers(1, 4))) - 0.5) * rng.uniform(0.2, 1.0)
+    count = int(rng.integers(1, 3)) if rng.random() < 0.35 else int(rng.integers(3, 12))
+    for _ in range(count):
+        centre = 0.0 if count == 1 else rng.uniform(-0.85, 0.85)
+        wide, top = rng.uniform(0.3, 0.8) / count**0.6, rng.uniform(0.35, 1.0)
+        across = (x - centre - rng.uniform(-0.3, 0.3) * y - bend * y**0.7) / np.maximum(wide * (1.05 - y / top), 0.02)
+        shape = np.maximum(shape, np.exp(-across * across) * np.clip((top - y) / top * 1.6, 0, 1))
+    ground = clouds(rng, 2, width, cells=int(rng.integers(2, 8)))[:1] * rng.uniform(0.02, 0.3)
+    return np.asarray(shape * np.clip((y - ground) * rng.uniform(5, 30), 0, 1), np.float32)
 
 
 def _fabric(rng: Rng, height: int, width: int) -> F32:
@@ -110,7 +160,7 @@ def _lookup(palette: F32, heat: F32) -> F32:
 
 def still(rng: Rng, height: int, width: int) -> U8:
     """A made-up photograph without fire: uint8 (height, width, 3)."""
-    makers = (_collage, _collage, _landscape, _night, _texture)
+    makers = (_collage, _collage, _room, _landscape, _night, _texture)
     picture = makers[int(rng.integers(len(makers)))](rng, height, width)
     grain = rng.normal(0, rng.uniform(0, 6), (height, width, 1))
     if rng.random() < 0.5:
@@ -231,6 +281,29 @@ def _lamp(picture: F32, place: tuple[int, int], radius: float, tone: NDArray[np.
     glow = np.exp(-np.maximum(distance - radius, 0) / (radius * halo))[..., None] * 0.6
     picture += (tone - picture) * np.clip(glow, 0, 1)
     picture += (np.minimum(tone * 0.3 + 190, 255) - picture) * core
+
+
+def _room(rng: Rng, height: int, width: int) -> F32:
+    """Walls, ceiling and floor that meet in corners, furniture in a few strong colours, windows and lamps."""
+    warm = float(rng.choice([0.2, 0.6, 0.9]))
+    picture = _gradient(rng, height, width, warm)
+    left, right = rng.uniform(0.05, 0.45) * width, rng.uniform(0.55, 0.95) * width
+    top, bottom = rng.uniform(0.05, 0.35) * height, rng.uniform(0.55, 0.85) * height
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    edges = [(0, 0), (width, 0), (width, height), (0, height)]
+    for index in range(4):
+        after = (index + 1) % 4
+        plane = np.array([edges[index], edges[after], corners[after], corners[index]]).astype(np.int32)
+        cv2.fillPoly(picture, [plane], tuple(value * rng.uniform(0.5, 1.0) for value in colour(rng, warm)))
+    for size in np.sort(rng.uniform(6, 70, int(rng.integers(3, 25))))[::-1]:
+        _shape(rng, picture, colour(rng, warm), float(size))
+    for _ in range(int(rng.integers(0, 30))):
+        _shape(rng, picture, colour(rng, warm), float(rng.uniform(1, 9)))
+    light = 0.5 + 0.9 * clouds(rng, height, width, cells=2, octaves=2)
+    grain = 0.8 + 0.4 * clouds(rng, height, width, cells=int(rng.integers(15, 60)), octaves=3)
+    picture = np.asarray(np.clip(picture * (light * grain)[..., None], 0, 255), np.float32)
+    _lights(rng, picture, int(rng.integers(0, 6)))
+    return picture
 
 
 def lamp(rng: Rng, picture: F32) -> None:

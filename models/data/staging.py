@@ -7,7 +7,7 @@ Wrong without a name: things of odd shape or size, or far too fast, made from no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import cv2
@@ -25,7 +25,14 @@ STRIDE = 8  #: pixels of one cell of the heat map
 _IGNORED = -1.0
 
 _FILMED = 0.5  #: of the backgrounds; the others are made up
+_HURRIED = 0.3  #: of the films are played at twice their pace
 _RENEWED = 0.4  #: how often a made-up still gives way to a new one when it would be used
+#: Kinds of fire: cut from the real film; up to the second, painted; the others shine.
+_CUT_OUT, _PAINTED = 0.25, 0.45
+#: Views (now, 100 ms and 300 ms before) that have another light than the others.
+_SWITCHED = ([0], [2], [0, 1])
+#: Grey levels by which a fire that shines must change a place to be seen there for sure.
+_SHOWN = 60.0
 #: Fire is cut from the real film where red leads and it is bright: (red − blue) above the first, full at the second.
 _FLAME_EDGE, _FLAME_CORE = 60.0, 130.0
 
@@ -51,6 +58,7 @@ class Script:
     wrong: Wrong
     seed: int
     frozen: bool
+    pace: int = 1  #: how much faster than filmed it is played
 
 
 @dataclass
@@ -84,7 +92,9 @@ class Stage:
                 self.stills[index] = self._still(rng)
             film = self.stills[index]
         start = int(rng.integers(3, max(len(film), 4)))
-        return _filmed(rng, film, start, wrong, still=True)
+        # Cars, and people near the camera, are fast at other places, and not wrong for it.
+        pace = 2 if rng.random() < _HURRIED else 1
+        return replace(_filmed(rng, film, start, wrong, still=True), pace=pace)
 
     def _still(self, rng: Rng) -> U8:
         return flames.still(rng, self.spec.height, self.spec.width)[None]
@@ -118,7 +128,7 @@ class Stage:
         film = script.film
         # Ten frames a second: a step is five, the two looks back are one and three. Back and forth at the end.
         last = len(film) - 1
-        index = [bounced(script.start + 5 * step - back, last) for back in (0, 1, 3)]
+        index = [bounced(script.start + script.pace * (5 * step - back), last) for back in (0, 1, 3)]
         views = np.stack([film[index[0 if script.frozen else i]] for i in range(3)])
         zoom, x, y = script.zoom
         height, width = views.shape[1:3]
@@ -160,22 +170,29 @@ class Stage:
         if rng.random() < 0.4:
             views *= rng.uniform(0.15, 0.7)
         moments = (0.0, 0.0, 0.0) if script.frozen else (0.0, -0.1, -0.3)
-        real = bool(self.cutouts) and rng.random() < 0.3
-        if real:
+        times = tuple(0.5 * step + moment for moment in moments)
+        tall = int(np.exp(rng.uniform(np.log(14), np.log(height * 1.2))))
+        wide = int(np.clip(tall * np.exp(rng.uniform(-0.8, 1.2)), 12, width))
+        kind, fire = rng.random(), None
+        if self.cutouts and kind < _CUT_OUT:
             layer = self.cutouts[(int(rng.integers(len(self.cutouts))) + step) % len(self.cutouts)]
             layer = _scaled(layer, rng.uniform(0.6, 4.0), height, width)
+            tall, wide = layer.alpha.shape[1:]
+        elif kind < _PAINTED:
+            layer = flames.flame(rng, tall, wide, times)
         else:
-            tall = int(np.exp(rng.uniform(np.log(14), np.log(height * 1.2))))
-            wide = int(np.clip(tall * np.exp(rng.uniform(-0.8, 1.2)), 12, width))
-            layer = flames.flame(rng, tall, wide, tuple(0.5 * step + moment for moment in moments))
-        h, w = layer.alpha.shape[1:]
+            fire = flames.blaze(rng, tall, wide, times)
+        h, w = tall, wide
         x = int(rng.integers(-w // 4, max(width - 3 * w // 4, 1 - w // 4)))
         y = int(np.clip(rng.normal(0.65, 0.2) * height - h / 2, -h // 4, height - h // 2))
         if rng.random() < 0.5:
             _glow(views, (x + w / 2, y + h / 2), max(w, h) * rng.uniform(0.8, 2.5), rng.uniform(0.2, 1.2))
         if rng.random() < 0.4:
             _smoke(rng, views, (x + w // 2, y), (h, w), moments)
-        _lay(views, layer, x, y, still=script.frozen, strength=rng.uniform(0.75, 1.0), cells=cells)
+        if fire is None:
+            _lay(views, layer, x, y, still=script.frozen, strength=rng.uniform(0.75, 1.0), cells=cells)
+        else:
+            _shine(rng, views, fire, (x, y), cells)
 
     def _disturb(self, rng: Rng, views: F32, cells: F32, step: int) -> None:
         """Something that does not belong: too large, misshapen, or far too fast."""
@@ -306,6 +323,31 @@ def _lay(views: F32, layer: Layer, x: int, y: int, *, still: bool, strength: flo
         np.maximum(area, layer.alpha[0][part], out=area)
 
 
+def _shine(rng: Rng, views: F32, fire: flames.Blaze, place: tuple[int, int], cells: F32) -> None:
+    """Add the light of a fire, with what a lens spreads of it; a camera's curve may bend before it is full."""
+    height, width = views.shape[1:3]
+    (x, y), (h, w) = place, fire.density.shape[1:]
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if right - left < 2 or bottom - top < 2:
+        return
+    part = (slice(top - y, bottom - y), slice(left - x, right - x))
+    reach, spread = 1 + max(h, w) * rng.uniform(0.05, 0.3), rng.uniform(0, 0.5)
+    knee = rng.uniform(140, 250)
+    before = views[0, top:bottom, left:right].copy()
+    for index in range(len(views)):
+        light = np.zeros((height, width, 3), np.float32)
+        light[top:bottom, left:right] = fire.light[index][part]
+        light += cv2.GaussianBlur(np.minimum(light, 500), (0, 0), reach) * spread
+        views[index, top:bottom, left:right] *= (1 - fire.hidden[index][part])[..., None]
+        total = views[index] + light
+        over = np.maximum(total - knee, 0)
+        views[index] = np.minimum(total, knee) + (255 - knee) * (1 - np.exp(-over / (255 - knee)))
+    # What adds nothing to a bright wall is not to be seen.
+    shown = np.abs(views[0, top:bottom, left:right] - before).max(2) / _SHOWN * (fire.density[0][part] > 0.05)
+    area = cells[top:bottom, left:right]
+    np.maximum(area, np.clip(shown, 0, 1), out=area)
+
+
 def _glow(views: F32, centre: tuple[float, float], reach: float, strength: float) -> None:
     y, x = np.ogrid[: views.shape[1], : views.shape[2]]
     light = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * reach * reach)).astype(np.float32)[..., None]
@@ -333,8 +375,10 @@ def _smoke(
 def _camera(rng: Rng, views: F32, frozen: bool) -> U8:
     """What a camera adds: noise, blur, compression, exposure that changes from frame to frame."""
     views = views * (1.0 if frozen else rng.normal(1.0, 0.015, (3, 1, 1, 1)).astype(np.float32))
-    if not frozen and rng.random() < 0.15:  # a light is switched
-        views = views * np.array([1.0, 1.0, rng.uniform(0.6, 1.5)], np.float32)[:, None, None, None]
+    if not frozen and rng.random() < 0.2:  # a light is switched, a while ago or just now; or lightning
+        light = np.ones(3, np.float32)
+        light[_SWITCHED[int(rng.integers(len(_SWITCHED)))]] = np.exp(rng.uniform(-0.5, 1.0))
+        views = views * light[:, None, None, None]
     blur = rng.uniform(0.4, 1.4) if rng.random() < 0.3 else 0.0
     sigma = rng.uniform(0, 5)
     out = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.config import QUANTITIES
+from edge_agent.config import QUANTITIES, Channel
 from edge_agent.contract.manifest import SensorSpec
 from edge_agent.core.records import F32
 from models.data.media import Log
@@ -33,6 +33,8 @@ _KITS = (
 WRONG = ("fire", "blast", "blows", "forced", "leak", "smoulder")
 #: A room that is used is weak evidence, never an alert by itself: the target of an occupied minute.
 PRESENCE = 0.3
+#: How old a reading may be on a device, if its configuration says nothing else.
+_STALE_S = Channel(source="room", channel="temperature", quantity="temperature").stale_s
 QUIET = 0.02
 
 
@@ -55,7 +57,8 @@ def trace(  # noqa: PLR0917
 ) -> Trace:
     """A random site's sensors over `steps` steps; `wrong` (one of WRONG) begins in the second half.
 
-    spell: (at, for so long) in s instead; then normal and wrong traces report equally often, within 4 s.
+    spell: (at, for so long) in s instead; then normal and wrong traces report equally often, within 4 s. Without one,
+    half of the normal ones may report as seldom as once in 70 s.
     hard: what is sure to happen at that time without being wrong, `door_slam` or `dropped_sensor`.
     """
     t = np.arange(steps, dtype=np.float64) * step_s
@@ -76,8 +79,9 @@ def trace(  # noqa: PLR0917
     kit = {name for name in sorted(kit) if rng.random() < 0.93} or kit
     if hard and spell is not None:
         kit |= _lookalike(rng, values, t, hard, spell[0], kit)
-    longest_s = 2.0 if wrong else 70.0
-    return Trace(_reported(rng, values, t, kit, longest_s if spell is None else 4.0), active)
+    # Slow sensors show a cause late or never; but fast ones must not mean that there is one.
+    longest_s = 70.0 if spell is None and wrong is None and rng.random() < 0.5 else 4.0
+    return Trace(_reported(rng, values, t, kit, longest_s), active)
 
 
 def minute(rng: Rng, table: Log, row: int, spec: SensorSpec, step_s: float) -> F32:
@@ -224,9 +228,12 @@ def _reported(
         told_s = np.floor((t + phase_s) / period_s) * period_s - phase_s
         index = np.clip(np.rint(told_s / (t[1] - t[0])).astype(int), 0, len(t) - 1)
         value = values[name][index]
-        known = np.isfinite(value)
+        # A sensor that has fallen silent is known by its last reading, which ages, until a device calls it stale.
+        last = np.maximum.accumulate(np.where(np.isfinite(value), np.arange(len(t)), -1))
+        age_s = np.maximum(t - told_s[last], 0)
+        known = (last >= 0) & (age_s <= _STALE_S)
         channel = _INDEX[name]
-        out[0, channel] = np.where(known, value, 0)
-        out[1, channel] = np.where(known, np.maximum(t - told_s, 0), 0)
+        out[0, channel] = np.where(known, value[last], 0)
+        out[1, channel] = np.where(known, age_s, 0)
         out[2, channel] = known
     return out

@@ -31,7 +31,7 @@ KINDS = "kinds"
 #: Weight of everyday background as a negative. Against 0.12, on groups of SESA and folds of ESC-10 left out, it takes
 #: a third off the false alarms, adds a point of threat AUC, and costs accuracy where noise is as loud as the sound.
 BACKGROUND_WEIGHT = 0.35
-_SIMULATED_WEIGHT = 0.3
+_SIMULATED_WEIGHT = 0.6
 _CASUAL, _SIMULATED = "casual", "simulated"
 #: Part of a target that is spread over all classes.
 _SMOOTH = 0.05

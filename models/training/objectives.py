@@ -27,7 +27,7 @@ def multi_task(
     each = F.binary_cross_entropy_with_logits(own_logit, own.clamp(min=0) * 0.99 + 0.005, reduction="none")
     names = F.binary_cross_entropy_with_logits(class_logit, classes * 0.99 + 0.005, reduction="none").mean(1)
     heard = (own >= 0).float() * known[:, None]
-    total = (fused * known).sum() + 0.3 * (each * heard).sum() / len(MODALITIES) + (names * known).sum()
+    total = (fused * known).sum() + (each * heard).sum() / len(MODALITIES) + (names * known).sum()
     return total / known.sum().clamp(min=1.0)
 
 

@@ -8,7 +8,6 @@ the modalities mixed into one embedding, for what shows only in the combination 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +83,3 @@ class FusionHead(nn.Module):
         if self._evidence == "alone":
             return (present * gates * F.softplus(own)).sum(1) + self.score.bias
         return (present * gates * F.softplus(own)).sum(1) + joint
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        # Weights of a bundle from before blocks had names: the block is the hybrid one.
-        for old, new in (("factors.", "block.product.factors."), ("fuse.", "block.fuse.")):
-            for name in [name for name in state if name.startswith(prefix + old)]:
-                state[prefix + new + name.removeprefix(prefix + old)] = state.pop(name)
-        super()._load_from_state_dict(state, prefix, *rest)

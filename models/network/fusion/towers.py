@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,9 +64,3 @@ class Scale(nn.Module):
 
     def forward(self, logit: Tensor, classes: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return logit * self.logit, classes * self.classes, modalities * self.modalities
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        # Weights of a bundle from before there were temperatures: all of them 1.
-        for name, buffer in self.named_buffers():
-            state.setdefault(prefix + name, torch.ones_like(buffer))
-        super()._load_from_state_dict(state, prefix, *rest)

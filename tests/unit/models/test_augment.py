@@ -71,6 +71,30 @@ def test_drift_is_slow_and_leaves_doors_and_gaps_alone():
     assert np.isfinite(moved).all()
 
 
+def test_a_poor_sensor_is_off_until_its_next_reading():
+    window = traces.trace(np.random.default_rng(3), 64, 0.5, None).readings
+    bad = augment.misread(window, _rng())
+    assert np.array_equal(bad[1:], window[1:])
+    assert (bad[0][window[2] == 0] == window[0][window[2] == 0]).all()
+    held = np.diff(window[1], axis=1) > 0
+    off = bad[0] - window[0]
+    assert np.allclose(np.diff(off, axis=1)[held], 0, atol=1e-3)
+    assert (np.abs(off[window[2] > 0]) > 0).mean() > 0.5
+    assert (bad[0] >= np.minimum(window[0], 0)).all()
+
+
+def test_another_room_is_read_from_some_moment_on():
+    here, there = (np.ones((3, 12, 64), np.float32) * value for value in (2, 5))
+    there[2, 3] = 0
+    mixed = augment.swapped(here, there, _rng())
+    begin = int(np.argmax(mixed[0, 0] == 5))
+    assert 16 <= begin < 64
+    assert (mixed[0, 0, :begin] == 2).all()
+    assert (mixed[0, 0, begin:] == 5).all()
+    assert (mixed[0, 3] == 2).all()
+    assert np.array_equal(mixed[1:], here[1:])
+
+
 def test_modalities_go_missing_as_often_as_asked():
     rng = _rng()
     masks = np.stack([augment.modalities_dropped(np.ones((8, 3), np.float32), rng, 0.3) for _ in range(1000)])

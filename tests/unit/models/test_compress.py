@@ -42,7 +42,7 @@ SHORT = Schedule(steps=2, batch=4, rate=1e-4)
 SHAPE = replace(
     preset("tiny"),
     audio_channels=(16, 16, 16, 32),
-    compression=Compression(wider=2, energy=0.9, vision=SHORT, audio=SHORT, aware=SHORT),
+    compression=Compression(wider_vision=2, wider_audio=2, energy=0.9, vision=SHORT, audio=SHORT, aware=SHORT),
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,10 @@ pytest.importorskip("torch", reason="pip install torch==2.13.0")
 from edge_agent.contract.event import MODALITIES
 from edge_agent.errors import ConfigError
 from models.config import preset
-from models.data import augment, sets, traces
+from models.data import augment, flames, sets, site, staging, traces
 from models.data.compose import Composer, Kind, Track, Trio
 from models.data.corpus import Corpus, read_corpus
-from models.data.records import Recording
+from models.data.records import Recording, check_groups
 from models.data.staging import Stage
 
 TINY = preset("tiny")
@@ -64,6 +66,35 @@ def test_staged_pictures_repeat_and_say_where():
     assert set(np.unique(first.cells)) <= {-1.0, 0.0, 1.0}
 
 
+def test_a_fire_that_shines_is_red_before_all_and_still_where_time_stands_still():
+    for seed in range(8):
+        fire = flames.blaze(np.random.default_rng(seed), 60, 80, (0.0, 0.0, -0.3))
+        red, green, blue = np.moveaxis(fire.light, -1, 0)
+        assert (red >= green).all()
+        assert (green >= blue).all()
+        assert red.max() > 0
+        assert 0 <= fire.density.min() <= fire.density.max() <= 1
+        assert (fire.hidden <= fire.density * 1.6 + 1e-6).all()
+        assert np.array_equal(fire.light[0], fire.light[1])
+        assert not np.array_equal(fire.light[0], fire.light[2])
+
+
+def test_a_fire_is_marked_where_it_can_be_seen():
+    fire = flames.blaze(np.random.default_rng(1), 80, 80, (0.0, 0.0, 0.0))
+    fire = replace(fire, hidden=np.zeros_like(fire.hidden))
+    marks = []
+    for level in (20.0, 255.0):
+        views, cells = np.full((3, 160, 240, 3), level, np.float32), np.zeros((160, 240), np.float32)
+        staging._shine(np.random.default_rng(2), views, fire, (100, 60), cells)
+        assert views.max() <= 255
+        outside = np.ones_like(cells, bool)
+        outside[60:140, 100:180] = False
+        assert cells[outside].max() == 0
+        marks.append(float(cells.sum()))
+    dark, bright = marks
+    assert dark > 3 * bright  # before a white wall little of it is left to see
+
+
 def test_nothing_is_marked_where_nothing_is_wrong():
     stage = Stage([], [], TINY.vision_spec, 5, made_up=4)
     rng = np.random.default_rng(0)
@@ -77,6 +108,29 @@ def test_a_trace_knows_when_it_is_wrong(wrong):
     assert not made.active[:60].any()
     assert np.isfinite(made.readings).all()
     assert made.readings[2].any()
+
+
+def test_a_sensor_that_falls_silent_is_known_by_its_last_reading_which_ages():
+    for seed in range(40):
+        made = traces.trace(np.random.default_rng(seed), 128, 0.5, None, (), (20.0, 4.0), "dropped_sensor").readings
+        silent = [c for c in range(12) if made[2, c].any() and made[1, c, -1] > 10.0]
+        for channel in silent:
+            assert (made[0, channel, -20:] == made[0, channel, -1]).all()
+            assert np.allclose(np.diff(made[1, channel, -20:]), 0.5)
+        if silent:
+            return
+    raise AssertionError("no sensor fell silent in 40 traces")
+
+
+def test_thunder_and_slammed_doors_are_heard_by_themselves_and_no_threat():
+    made = {split: list(site.harmless(split, 16_000, 2)) for split in ("train", "dev")}
+    for split, clips in made.items():
+        assert [clip.item for clip in clips] == ["thunder 0", "thunder 1", "door_slam 0", "door_slam 1"]
+        assert {(clip.label, clip.split) for clip in clips} == {("casual", split)}
+        assert all(np.abs(clip.pcm(16_000)).max() > 10_000 for clip in clips)
+    check_groups((clip.group, clip.split) for clips in made.values() for clip in clips)
+    sounds = [clip.pcm(16_000).tobytes() for clips in made.values() for clip in clips]
+    assert len(set(sounds)) == len(sounds)
 
 
 def test_missing_channels_leave_at_least_one():

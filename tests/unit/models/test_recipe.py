@@ -105,3 +105,12 @@ def test_without_any_data_set_there_is_still_a_valid_bundle(tmp_path, monkeypatc
     assert weighed["total"]["teacher_bytes"] == sum(path.stat().st_size for path in graphs)
     assert weighed["total"]["teacher_over_int8"] > 8
     assert weighed["vision_int8_over_teacher"] > 0
+
+
+def test_an_encoder_owes_nothing_to_what_was_trained_before_it():
+    parts = recipe.Parts("train", Corpus(), preset("tiny"), 3)
+    together = recipe.learned(recipe.Lesson(("sensors", "vision"), parts, None))
+    alone = recipe.learned(recipe.Lesson(("vision",), parts, None))
+    assert [encoder.name for encoder in together] == ["sensors", "vision"]
+    assert together[1].graph == alone[0].graph
+    assert together[1].graph != together[0].graph
