@@ -85,6 +85,24 @@ def test_a_batch_gives_what_its_items_give_one_by_one(model: Model, graph: str, 
             np.testing.assert_allclose(array, alone[name], rtol=1e-4, atol=1e-4)
 
 
+def test_how_a_picture_lies_in_memory_does_not_matter(model: Model) -> None:
+    planes = _vision(np.random.default_rng(2))["frames"]
+    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0)).transpose(2, 0, 1)
+    (one,), (other,) = (model.engine.run("vision", [{"frames": frames}]) for frames in (planes, pixels))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+
+
+def test_a_smaller_batch_after_a_larger_one_is_on_its_own(model: Model) -> None:
+    rng = np.random.default_rng(3)
+    items = [_fusion(rng) for _ in range(5)]
+    (alone,) = model.engine.run("fusion", items[:1])
+    model.engine.run("fusion", items)
+    (again,) = model.engine.run("fusion", items[:1])
+    for name, array in alone.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
 def test_no_items_give_no_outputs(model: Model) -> None:
     assert model.engine.run("vision", []) == []
 

@@ -32,6 +32,14 @@ def test_a_picture_becomes_rgb_and_two_lumas() -> None:
     assert prepare.still(flat(255, 255, 255), SPEC).min() == 255
 
 
+def test_the_values_of_a_pixel_lie_together() -> None:
+    """Engines read pictures so; in another order every window costs a copy more."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3)).astype(np.uint8)
+    found = prepare.vision(tuple(frames), VisionSpec(width=24, height=16))
+    assert found.shape == (5, 16, 24)
+    assert found.transpose(1, 2, 0).flags.c_contiguous
+
+
 def test_a_cell_is_the_mean_of_its_pixels() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (32, 64, 3)).astype(np.uint8)
     mean = frame.reshape(8, 4, 16, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
