@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from edge_agent.contract.manifest import VisionSpec
 from edge_agent.core import prepare
 from edge_agent.core.records import F32, U8
-from models.config import ALONE, Schedule
+from models.config import Schedule
 from models.data.cutouts import KINDS, UNKNOWN, Cutouts, Kind, Sample
 from models.data.lens import Lens, seen
 from models.data.staging import STRIDE
@@ -52,19 +51,15 @@ def train(
     kinds: Sequence[Kind] = KINDS,
     size: tuple[int, int] = WINDOW,
 ) -> None:
-    """Train the heat map of `graph` on samples of `cutouts`; it ends in evaluation mode.
-
-    In bfloat16 where the processor has it, which halves the time: other processors give other weights.
-    """
+    """Train the heat map of `graph` on samples of `cutouts`; it ends in evaluation mode."""
     encoder = graph.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(frames: Tensor, cells: Tensor) -> Tensor:
         x = graph.front(frames).contiguous(memory_format=torch.channels_last)
-        return cell_loss(encoder(x)[1].float(), cells)
+        return cell_loss(encoder(x)[1], cells)
 
-    run = replace(ALONE, precision="bf16") if torch.cpu._is_avx512_bf16_supported() else ALONE
     with closing(ahead(batches(cutouts, schedule.batch, seed, kinds, size))) as drawn:
-        fit("one-class vision", graph, schedule, drawn, loss, run=run)
+        fit("one-class vision", graph, schedule, drawn, loss)
 
 
 def ahead(made: Iterator[T], most: int = 4) -> Generator[T]:
