@@ -45,7 +45,7 @@ PICTURES = "pictures.npz"
 _SCHEDULES = {
     "vision": Schedule(steps=120, batch=16, rate=3e-3, decay=0.01),
     "audio": Schedule(steps=240, batch=64, rate=4e-3, decay=0.03),
-    "sensors": Schedule(steps=150, batch=64, rate=3e-3),
+    "sensors": Schedule(steps=100, batch=64, rate=3e-3),
 }
 _RUN = Run(precision="bf16")
 _QUICK = Schedule(steps=2, batch=8, rate=1e-3)
