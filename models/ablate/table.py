@@ -139,9 +139,9 @@ def _draw(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(last, index, "|", color="tab:red", markersize=9)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlabel(
-        "heads: average precision on composed dev windows, fused (dot, ± over seeds), worst modality missing (bar)"
+        "heads: average precision on composed dev windows,\nfused (dot, ± over seeds), worst modality missing (bar)"
         if _of_head(rows[0])
-        else "encoders: AUC on dev parts, first figure of the table (dot, ± over seeds) and second (bar)",
+        else "encoders: AUC on dev parts,\nfirst figure of the table (dot, ± over seeds), second (bar)",
         fontsize=8,
     )
     axes.grid(axis="x", alpha=0.3)
