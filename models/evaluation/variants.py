@@ -65,12 +65,7 @@ def _load(variant: Variant) -> Model:
                 f"{variant.folder} holds no {bundle.NETWORK}: torch needs the bundle `teacher` of a training's folder"
             )
         network = build(teacher(preset(found.manifest.name.rsplit("-", 1)[0])), 0)
-        try:
-            bundle.load_weights(variant.folder / bundle.NETWORK, nn.ModuleDict(network.graphs()))
-        except RuntimeError as error:  # torch's word for weights that do not fit
-            raise BundleError(
-                f"{variant.folder / bundle.NETWORK} is of another network than this program's preset: train anew"
-            ) from error
+        bundle.load_weights(variant.folder / bundle.NETWORK, nn.ModuleDict(network.graphs()))
         engine = TorchEngine({name: module.eval() for name, module in network.graphs().items()}, found.manifest)
     else:
         graphs = {graph: found.read(f"{graph}.onnx") for graph in GRAPHS}

@@ -65,7 +65,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     manifest["files"][bundle.NETWORK] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with (
-        pytest.raises(BundleError, match="another network"),
+        pytest.raises(BundleError, match="another shape than the preset"),
         opened([Variant("float32 teacher", folder, "torch")]),
     ):
         pass
