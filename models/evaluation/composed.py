@@ -45,7 +45,7 @@ def read(root: Path, notes: list[str], title: str) -> list[Recording]:
     for name, reader in {**readers, "nab": sets.ambient}.items():
         try:
             found += reader(root) if (root / name).is_dir() else []
-        except ConfigError:  # a folder of which a part is withheld
+        except ConfigError:  # a folder of which a part is not there
             lost.append(name)
             continue
         if not (root / name).is_dir():
