@@ -74,19 +74,6 @@ def threshold_at_recall(label: Array, score: Array, recall: float) -> float:
     return float(wrong[max(int(np.ceil(recall * len(wrong) - 1e-9)), 1) - 1])
 
 
-def recall_at_alarm_share(label: Array, score: Array, share: float) -> float:
-    """The largest share of positives found while at most `share` of the negatives raise an alarm. 0 without
-    positives; all of them count as found where there are no negatives to raise an alarm."""
-    wrong, right = score[label > 0.5], np.sort(score[label <= 0.5])[::-1]
-    if not len(wrong):
-        return 0.0
-    allowed = int(np.floor(share * len(right) + 1e-9))
-    if allowed >= len(right):
-        return 1.0
-    # Above the first negative that may not raise an alarm.
-    return float((wrong > right[allowed]).mean())
-
-
 def alarm_share_at_recall(label: Array, score: Array, recall: float, other: Array | None = None) -> float:
     """Share of negatives that raise an alarm at the threshold that finds `recall` of the positives.
 

@@ -295,6 +295,25 @@ def keep_teacher(network: Network, preset: Preset, out: Path, thresholds: Thresh
     bundle.seal(folder, preset, thresholds, 0)
 
 
+def _trained(parts: Parts, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What was trained, of what, and how it was made small, as the card tells it."""
+    recordings = parts.corpus.recordings
+    return {
+        "preset": parts.preset.name,
+        "seed": parts.seed,
+        "sets": list(parts.corpus.sets),
+        "mixture": f"version {MIXTURE.version}, sha256 {MIXTURE.digest}",
+        "balance": balance.markdown(balance.table(recordings)) if parts.corpus.sets else [],
+        "sounds": list(SOUNDS),
+        "learned": sorted({recording.label for recording in recordings if recording.split == "train"}),
+        "int8": {
+            name: f"{told['int8']['quantised']} of {told['int8']['convolutions']} convolutions"
+            for name, told in made.items()
+            if name in QUANTISED
+        },
+    }
+
+
 def make(
     preset: Preset,
     root: Path | None,
@@ -308,8 +327,8 @@ def make(
     """Train everything and write a bundle to `out`; the figures. ConfigError if a data set is missing.
 
     `own` are a site's recordings, beside those of `root`; `beside` the figures of trainings with other seeds, which
-    stand on the card too. Beside checkpoints, the folder of the run gets a bundle of
-    the float32 network, for `evaluate --teacher`.
+    stand on the card too. Beside checkpoints, the folder of the run gets a bundle of the float32 network, for
+    `evaluate --teacher`.
     """
     begin = time.monotonic()
     deterministic(seed)
@@ -330,19 +349,7 @@ def make(
     bundle.save_weights(out / bundle.WEIGHTS, network.fusion)
     _save_replay(out, composers, seed)
     _golden(out, preset, parts["dev"].places[0])
-    figures: dict[str, Any] = {
-        "preset": preset.name,
-        "seed": seed,
-        "sets": list(corpus.sets),
-        "mixture": f"version {MIXTURE.version}, sha256 {MIXTURE.digest}",
-        "balance": balance.markdown(balance.table(corpus.recordings)) if corpus.sets else [],
-        "sounds": list(SOUNDS),
-        "learned": sorted({recording.label for recording in corpus.recordings if recording.split == "train"}),
-        "int8": {
-            name: f"{told['int8']['quantised']} of {told['int8']['convolutions']} convolutions"
-            for name, told in made.items()
-            if name in QUANTISED
-        },
+    figures = _trained(parts["train"], made) | {
         "calibration": calibration,
         "training_s": round(time.monotonic() - begin),
     }

@@ -52,9 +52,6 @@ def test_recall_against_alarms():
     assert metrics.threshold_at_recall(label, score, 0.75) == 4
     assert metrics.alarm_share_at_recall(label, score, 0.75) == 0.25
     assert metrics.alarm_share_at_recall(label, score, 0.75, np.array([5, 1])) == 0.5
-    assert metrics.recall_at_alarm_share(label, score, 0.0) == 0.5
-    assert metrics.recall_at_alarm_share(label, score, 0.25) == 0.75
-    assert metrics.recall_at_alarm_share(label, score, 1.0) == 1.0
     assert metrics.alarm_share_at_recall(np.zeros(2), np.arange(2), 0.9) == 0.0
 
 
