@@ -100,9 +100,7 @@ class Preset:
     sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
-    lookalikes: int = (
-        40  #: claps of thunder, and as many slams of doors, that the audio encoder learns to leave alone
-    )
+    lookalikes: int = 40  #: claps of thunder that are no threat, slams of doors as many, blows three times as many
     quiet_sites: int = 3
     quiet_s: int = 600
     run: Run = ALONE  #: where and how its trainings run

@@ -29,6 +29,7 @@ from models.data.compose import Composer, Trio, Windows
 from models.data.corpus import Corpus, read_corpus
 from models.data.episodes import Renderer
 from models.data.listening import padded
+from models.data.lookalikes import lookalikes
 from models.data.mixture import MIXTURE, Entry, Shelf, plan
 from models.data.own import joined
 from models.data.records import SPLITS, Recording, Split
@@ -76,7 +77,7 @@ class Parts:
 
     @cached_property
     def clips(self) -> list[Recording]:
-        """Recorded, and heard at the simulated sites."""
+        """Recorded, heard at the simulated sites, and made up to be mistaken."""
         heard = [
             clip
             for place in tracked(f"{self.split} site sounds", self.places)
@@ -84,7 +85,7 @@ class Parts:
         ]
         rate_hz = self.preset.audio_spec.rate_hz
         recorded = (clip for clip in self.corpus.clips if clip.split == self.split)
-        return [*recorded, *heard, *site.harmless(self.split, rate_hz, self.preset.lookalikes)]
+        return [*recorded, *heard, *lookalikes(self.split, rate_hz, self.preset.lookalikes)]
 
 
 @dataclass(frozen=True)

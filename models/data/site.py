@@ -10,7 +10,7 @@ import numpy as np
 from edge_agent.contract.event import MODALITIES, Modality
 from edge_agent.core import prepare
 from edge_agent.core.records import F32, I16, U8, SensorStep
-from edge_agent.simulate import Episode, Site, quiet, schedule, tones
+from edge_agent.simulate import Episode, Site, quiet, schedule
 from models.config import SOUNDS, Preset
 from models.data.media import Sound
 from models.data.records import Recording, Split
@@ -35,7 +35,6 @@ _BOUNDS: dict[Modality, tuple[float, float]] = {
     "sensors": (0.1, 0.3),
 }
 _CHANGED_LEVELS = 25
-_LOUD = 20_000  #: peak of a made sound
 
 
 @dataclass(frozen=True)
@@ -165,19 +164,6 @@ def clips(place: Place, split: Split) -> Iterator[Recording]:
         for t_s in np.arange(episode.start_s + 0.5, episode.end_s + 0.5, 0.5):
             if place.label("audio", float(t_s)) == episode.label:
                 yield _clip(site, split, label, pcm(site, float(t_s), place.preset))
-
-
-def harmless(split: Split, rate_hz: int, count: int) -> Iterator[Recording]:
-    """`count` claps of thunder and as many slams of doors, each by itself: what sounds like a threat and is none."""
-    for name, sound in (("thunder", tones.thunder), ("door_slam", tones.door)):
-        for index in range(count):
-            wave = sound(np.random.default_rng([split == "dev", 61, index]), rate_hz)
-            heard = np.asarray(wave * (_LOUD / (float(np.abs(wave).max()) + 1e-9)), np.int16)
-            item = f"{name} {index}"
-            yield Recording(
-                "simulated", item, split, f"{split} {item}", SOUNDS[0], sound=Sound(held=heard, held_hz=rate_hz),
-                ships=True,
-            )  # fmt: skip
 
 
 def _clip(site: Site, split: Split, label: str, heard: I16) -> Recording:
