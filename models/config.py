@@ -89,8 +89,8 @@ class Preset:
     audio_channels: tuple[int, ...] = (16, 32, 64, 128)
     sensor_width: int = 32
     head: Fusion = Fusion("late", "alone")
-    vision: Schedule = Schedule(steps=900, batch=16, rate=2e-3, decay=0.01)
-    audio: Schedule = Schedule(steps=1800, batch=64, rate=4e-3, decay=0.03)
+    vision: Schedule = Schedule(steps=2700, batch=16, rate=2e-3, decay=0.01)
+    audio: Schedule = Schedule(steps=3600, batch=64, rate=4e-3, decay=0.03)
     sensors: Schedule = Schedule(steps=1500, batch=64, rate=3e-3)
     fusion: Schedule = Schedule(steps=800, batch=128, rate=2e-3, decay=0.05)
     episodes: tuple[int, int] = (480, 240)  #: composed for training and for dev
