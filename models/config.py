@@ -66,7 +66,7 @@ class Compression:
     energy: float = 0.999  #: that a low-rank layer keeps of its weights; 1: none is factored
     windows: int = 720  #: inputs of the training split to distil on
     vision: Schedule = Schedule(steps=600, batch=16, rate=1e-3)
-    audio: Schedule = Schedule(steps=600, batch=48, rate=1e-3)
+    audio: Schedule = Schedule(steps=2000, batch=48, rate=1e-3)
     aware: Schedule = Schedule(steps=60, batch=16, rate=1e-4, decay=0.0)  #: in int8; 0 steps: scales alone
 
 
@@ -97,7 +97,7 @@ class Preset:
     stills: int = 200  #: made-up photographs without fire, used as backgrounds
     calibration_windows: int = 96
     compression: Compression = Compression()
-    sites: tuple[int, int] = (12, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
+    sites: tuple[int, int] = (24, 5)  #: simulated sites with episodes for train and dev; half as many quiet ones
     site_s: float = 150.0  #: how long each simulated site that trains or measures is
     site_pictures: int = 60  #: and how many pictures of it are taken
     lookalikes: int = 40  #: claps of thunder that are no threat, slams of doors as many, blows three times as many
