@@ -36,7 +36,8 @@ def write(figures: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
         "",
         "## Data",
         *([f"* {_SETS[name]}" for name in figures["sets"]] or ["* no recorded data: **simulated parts alone**"]),
-        "* generated: the simulated site, flames, warm stills, misshapen or too fast objects, sensor traces",
+        "* generated: the simulated site, flames, warm stills, misshapen or too fast objects, sensor traces,",
+        "  thunder, slammed doors, knocks and hammering (as sounds that are no threat)",
         "",
         "Nothing else trained the weights. `fire_images` (rights not cleared) is for evaluation only.",
         "No set has all three modalities together: fused episodes are composed from parts of one split.",
@@ -49,6 +50,8 @@ def write(figures: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
         "## Limits",
         f"* {'One real fire film' if 'fire_video' in figures['sets'] else 'No real fire'} trained the eyes; all "
         "other fire is generated. Far fire, or smoke alone, is missed.",
+        "* Knocks, hammering and footsteps in echoing halls are mistaken for blasts or shots more than other everyday",
+        "  sounds are.",
         "* Presence in a room is weak evidence by design and never an alert by itself.",
         "* Sirens are often harmless; the class says what is heard, not that something is wrong.",
         "* Figures on composed or simulated data say that the parts work together, not how a site will be.",
