@@ -35,6 +35,8 @@ _BOUNDS: dict[Modality, tuple[float, float]] = {
     "sensors": (0.1, 0.3),
 }
 _CHANGED_LEVELS = 25
+#: What is heard between two episodes is cut into pieces of this length, or it would be drawn once and they often.
+_CASUAL_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,10 @@ def clips(place: Place, split: Split) -> Iterator[Recording]:
     last_s = 0.0
     for episode in site.episodes:
         if episode.start_s - last_s > 4.0:
-            yield _clip(site, split, "casual", _span(site, last_s + 0.5, episode.start_s - 0.5))
+            for start_s in np.arange(last_s + 0.5, episode.start_s - 2.0, _CASUAL_S):
+                yield _clip(
+                    site, split, "casual", _span(site, start_s, min(start_s + _CASUAL_S, episode.start_s - 0.5))
+                )
         last_s = episode.end_s + _UNCLEAR_S
         if "audio" not in episode.modalities:
             continue

@@ -124,15 +124,15 @@ def train_audio(graph: AudioGraph, preset: Preset, sounds: Sequence[Told], seed:
 
 
 def everything(sounds: Sequence[Told], preset: Preset) -> Course:
-    """Half of each batch recorded threats with their casual counterparts, most of the rest everyday sounds (as kinds,
-    and weakly as no threat), an eighth of the simulated site. What there is none of leaves its place to others."""
+    """Four ninths of each batch recorded threats with their casual counterparts, three everyday sounds (as kinds, and
+    weakly as no threat), two of the simulated site. What there is none of leaves its place to others."""
     recorded = [sound for sound in sounds if sound.source != _SIMULATED]
     groups = {
         "threats": [sound for sound in recorded if not sound.kind],
         "everyday": [sound for sound in recorded if sound.kind],
         "simulated": [sound for sound in sounds if sound.source == _SIMULATED],
     }
-    shares = {name: share for name, share in (("threats", 4), ("everyday", 3), ("simulated", 1)) if groups[name]}
+    shares = {name: share for name, share in (("threats", 4), ("everyday", 3), ("simulated", 2)) if groups[name]}
     lessons, noise, heads = [], [], {}
     for name, share in shares.items():
         group = groups[name]
