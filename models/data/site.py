@@ -156,9 +156,8 @@ def clips(place: Place, split: Split) -> Iterator[Recording]:
     for episode in site.episodes:
         if episode.start_s - last_s > 4.0:
             for start_s in np.arange(last_s + 0.5, episode.start_s - 2.0, _CASUAL_S):
-                yield _clip(
-                    site, split, "casual", _span(site, start_s, min(start_s + _CASUAL_S, episode.start_s - 0.5))
-                )
+                end_s = min(start_s + _CASUAL_S, episode.start_s - 0.5)
+                yield _clip(site, split, "casual", _span(site, start_s, end_s))
         last_s = episode.end_s + _UNCLEAR_S
         if "audio" not in episode.modalities:
             continue
