@@ -50,7 +50,7 @@ def write(figures: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
         "## Limits",
         f"* {'One real fire film' if 'fire_video' in figures['sets'] else 'No real fire'} trained the eyes; all "
         "other fire is generated. Far fire, or smoke alone, is missed.",
-        "* Knocks, hammering and footsteps in echoing halls are mistaken for blasts or shots more than other sounds are.",
+        "* Knocks, hammering and footsteps in echoing halls pass for blasts or shots more than other sounds do.",
         "* Presence in a room is weak evidence by design and never an alert by itself.",
         "* Sirens are often harmless; the class says what is heard, not that something is wrong.",
         "* Figures on composed or simulated data say that the parts work together, not how a site will be.",
