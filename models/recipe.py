@@ -149,8 +149,8 @@ def _train_audio(graph: Any, parts: Parts) -> None:
 
 
 def _train_sensors(graph: Any, parts: Parts) -> None:
-    """Of every second place: all of them, with their lamps, taught that light says nothing (minutes of presence AUC 0.77
-    instead of 0.85, and no better without light)."""
+    """Of every second place: all of them, with their lamps, taught that light says nothing of presence (AUC 0.77, not
+    0.85, and no better without light)."""
     rng = np.random.default_rng([parts.seed, 23])
     felt = [
         (site.window(place.site, begin_s, parts.preset), QUIET if not wrong else 0.98)
