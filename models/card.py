@@ -61,8 +61,8 @@ def write(figures: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) 
         "films show people in public or posed for a sample; no face is a label.",
         "",
         "## How it was made",
-        f"`python -m models train --preset {figures['preset']} --seed {figures['seed']}`; one thread, deterministic;",
-        f"training {figures['training_s']} s. int8 (symmetric, per channel, float bias): "
+        f"`python -m models train --preset {figures['preset']} --seed {figures['seed']}`; one thread, deterministic.",
+        "int8 (symmetric, per channel, float bias): "
         + "; ".join(f"{name} {text}" for name, text in figures["int8"].items())
         + "; sensors and fusion float32.",
         "",
