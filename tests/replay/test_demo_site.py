@@ -50,11 +50,13 @@ def events(model: Model, seconds: float, **options: object) -> list[Event]:
 
 
 def test_the_demo_site_raises_a_fused_alert_within_its_first_half_minute(shipped: Model) -> None:
-    (first, *_) = [event for event in events(shipped, 45, seed=SEED) if event.phase == "new"]
-    assert first.label == "fire"
-    assert set(first.quality.present) == {"vision", "audio", "sensors"}
-    assert first.shares.vision != 0
-    assert first.shares.sensors != 0
+    found = [event for event in events(shipped, 30, seed=SEED) if event.phase == "new"]
+    # The crackle may be heard before there is enough to see: then something is wrong, and only later is it fire.
+    assert [event.label for event in found] in (["fire"], ["anomaly", "fire"])
+    fire = found[-1]
+    assert set(fire.quality.present) == {"vision", "audio", "sensors"}
+    assert fire.shares.vision > 0
+    assert fire.shares.sensors > 0
 
 
 @pytest.mark.parametrize("muted", ["vision", "audio", "sensors"])
