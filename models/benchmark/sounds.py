@@ -144,21 +144,23 @@ def threat_course(train: Sequence[Clip], background: Sequence[Clip]) -> Course:
     clips = heard(train)
     lessons = [Lesson(clips, {OWN: [clip.name for clip in train]}, {OWN: 1.0}, _SESA_BATCH, balanced=True)]
     noise = [sound for sound, clip in zip(clips, train, strict=True) if clip.name == _CASUAL]
-    heads = {}
     if background:
         kinds = [clip.name for clip in background]
-        heads[KINDS] = tuple(sorted(set(kinds)))
         everyday = heard(background)
         names = {KINDS: kinds, OWN: [_CASUAL] * len(kinds)}
         lessons.append(Lesson(everyday, names, {KINDS: 1.0, OWN: BACKGROUND_WEIGHT}, _BACKGROUND_BATCH))
         noise += everyday
-    return Course(lessons, noise, heads)
+    return Course(lessons, noise, _heads(background))
+
+
+def _heads(background: Sequence[Clip]) -> dict[str, tuple[str, ...]]:
+    """What a listener of threats learns besides: the kinds of everyday sounds, where there are any."""
+    return {KINDS: tuple(sorted({clip.name for clip in background}))} if background else {}
 
 
 def sesa_recipe(roots: Roots, seed: int) -> Block:
     """A listener of SESA's four classes, and a head on whole clips: fitted once, for every engine."""
     data = read_threats(roots)
-    course = threat_course(data.train, data.background)
     weights, looked = side_by_side(_called, [partial(_threat_ears, roots, seed), partial(_threat_eyes, roots, seed)])
     told, weight = _threat_rows(data)
     head = ClipHead.fit(looked["features"], told, [name for name in SOUNDS if name in set(told)], weight)
@@ -169,7 +171,7 @@ def sesa_recipe(roots: Roots, seed: int) -> Block:
         odds = np.log(np.exp(chances[:, 1:]).sum(1)) - chances[:, 0]
         return np.asarray(odds, np.float32), [head.names[int(i)] for i in chances.argmax(1)]
 
-    ears = made_of(listener_of(course.heads, weights), data.train, seed)
+    ears = made_of(listener_of(_heads(data.background), weights), data.train, seed)
     judge = partial(judge_threats, data=data, seed=seed, answer=answer)
     return _threat_block(data, judged(together(ears, looker(), roots.engines), judge), [START])
 

@@ -21,7 +21,7 @@ from models.data.records import Recording, Split
 Rng = np.random.Generator
 F64 = NDArray[np.float64]
 #: Set of a blow: heard beside recorded threats, not as what a simulated site sounds like.
-MADE = "made"
+_SOURCE = "made"
 _PEAK = 20_000  #: of a clap or a slam
 #: As many times as of claps and slams.
 _BLOWS = 3
@@ -53,9 +53,8 @@ def lookalikes(split: Split, rate_hz: int, count: int) -> Iterator[Recording]:
             heard = np.asarray(wave * (_PEAK / (float(np.abs(wave).max()) + 1e-9)), np.int16)
             yield _recording("simulated", f"{name} {index}", split, heard, rate_hz)
     for index in range(_BLOWS * count):
-        yield _recording(
-            MADE, f"blow {index}", split, blows(np.random.default_rng([split == "dev", 62, index]), rate_hz), rate_hz
-        )
+        heard = blows(np.random.default_rng([split == "dev", 62, index]), rate_hz)
+        yield _recording(_SOURCE, f"blow {index}", split, heard, rate_hz)
 
 
 def _recording(source: str, item: str, split: Split, heard: I16, rate_hz: int) -> Recording:
@@ -124,6 +123,6 @@ def _room(rng: Rng, rate_hz: int) -> F32:
 
 def _below(wave: F64, hz: float, rate_hz: int) -> F64:
     """What is below `hz`, by a soft edge."""
-    tones_of = np.fft.rfft(wave)
-    tones_of /= 1 + (np.fft.rfftfreq(len(wave), 1 / rate_hz) / hz) ** 4
-    return np.asarray(np.fft.irfft(tones_of, len(wave)))
+    spectrum = np.fft.rfft(wave)
+    spectrum /= 1 + (np.fft.rfftfreq(len(wave), 1 / rate_hz) / hz) ** 4
+    return np.asarray(np.fft.irfft(spectrum, len(wave)))

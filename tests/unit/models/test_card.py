@@ -10,7 +10,6 @@ _FIGURES = {
     "sets": [],
     "learned": ["siren"],
     "int8": {"vision": "1 of 2 convolutions"},
-    "training_s": 3,
     "recorded": {
         "vision: stills": {"auc": 0.9, "low": 0.8, "high": 1.0, "n": 10, "positive": 5},
         "audio: background": {"share": 0.1, "n": 20},

@@ -98,7 +98,7 @@ print([clip.label for clip in found.clips if clip.item == "saw.wav"], site.named
 head = build(shape, 0).fusion.eval()
 print(head(*example(shape, "fusion").values())[OUTPUTS["fusion"].index("classes")].shape)
 learned = [clip.label for clip in found.clips]
-print(write({"preset": "tiny", "seed": 0, "sets": ["site"], "training_s": 1, "int8": {}, "learned": learned}))
+print(write({"preset": "tiny", "seed": 0, "sets": ["site"], "int8": {}, "learned": learned}))
 """
 
 

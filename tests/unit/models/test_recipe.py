@@ -29,7 +29,7 @@ from models.network.graphs import build
 
 
 def test_the_card_claims_what_recordings_taught_and_nothing_else(monkeypatch):
-    figures = {"preset": "first", "seed": 0, "sets": ["site"], "training_s": 1, "int8": {}}
+    figures = {"preset": "first", "seed": 0, "sets": ["site"], "int8": {}}
     told = card.write({**figures, "learned": ["casual", "gunshot", "other"]})
     assert "Event classes claimed: gunshot; everything" in told
     assert "synthesised (explosion, siren, fire, glass_break, alarm, fight, intrusion) is not claimed" in told
