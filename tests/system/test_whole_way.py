@@ -4,8 +4,9 @@ Real parts: Mosquitto with dynamic security, an RTSP server that plays a recorde
 sink as microphone, sensors over a second broker, four processes of ours, headless Chromium, a training process.
 
 The test is about the way. How well the shipped model sees is measured elsewhere, so the yard's camera, which watches
-a recorded house fire, has a threshold of its own that a middling score reaches. The hall keeps the model's threshold:
-recorded sound has to open an event there, and nothing else may.
+a recorded house fire, has a threshold of its own that a middling score reaches, and that nothing at all does not: an
+empty window scores 0.17. The hall keeps the model's threshold: recorded sound has to open an event there, and nothing
+else may.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def a_site(tmp_path: Path, clip: Path) -> Iterator[tuple[Installation, PulseSink
                     },
                 ],
                 "scenes": [
-                    {"name": "yard", "camera": "cam", "microphone": "cam", "threshold": 0.1},
+                    {"name": "yard", "camera": "cam", "microphone": "cam", "threshold": 0.5},
                     {
                         "name": "hall",
                         "microphone": "mic",
@@ -119,14 +120,21 @@ def a_site(tmp_path: Path, clip: Path) -> Iterator[tuple[Installation, PulseSink
         yield site, sink, values
 
 
-def alert_of(site: Installation, scene: str, agent: Program) -> dict[str, Any] | None:
+def alert_of(site: Installation, scene: str, agent: Program, rests_on: frozenset[str]) -> dict[str, Any] | None:
+    """The scene's first alert whose best score had exactly these modalities: some sources start later."""
     assert agent.running, f"the agent ended: {agent.words()[-2000:]}"
 
     def query(session: Any) -> dict[str, Any] | None:
-        row = session.execute(sa.select(Alert).where(Alert.scene == scene).order_by(Alert.started_ns)).scalar()
-        return {"id": row.id, "best": row.best, "phase": row.phase} if row else None
+        rows = session.execute(sa.select(Alert).where(Alert.scene == scene).order_by(Alert.started_ns)).scalars()
+        found = ({"id": row.id, "best": row.best} for row in rows)
+        return next((row for row in found if set(row["best"]["quality"]["present"]) == rests_on), None)
 
     return site.ask(query)
+
+
+def alerts_of(site: Installation, scene: str) -> int:
+    query = sa.select(sa.func.count()).select_from(Alert).where(Alert.scene == scene)
+    return int(site.ask(lambda session: session.execute(query).scalar_one()))
 
 
 def stored_roles(site: Installation, alert: str) -> set[str]:
@@ -173,13 +181,12 @@ def test_one_event_goes_the_whole_way_and_a_better_model_comes_back(
     with a_site(tmp_path, fire_clip) as (site, sink, values):
         agent = site.agents["porch"]
         agent.start()
-        seen = wait_for("an alert of the yard", lambda: alert_of(site, "yard", agent), 90)
-        assert set(seen["best"]["quality"]["present"]) == {"vision", "audio"}
+        both, heard_only = frozenset({"vision", "audio"}), frozenset({"audio", "sensors"})
+        seen = wait_for("an alert of the yard, seen and heard", lambda: alert_of(site, "yard", agent, both), 90)
         assert any(seen["best"]["shares"].values())
-        assert alert_of(site, "hall", agent) is None
+        assert alerts_of(site, "hall") == 0
         sink.play(bangs)
-        heard = wait_for("an alert of the hall", lambda: alert_of(site, "hall", agent), 90)
-        assert set(heard["best"]["quality"]["present"]) == {"audio", "sensors"}
+        heard = wait_for("an alert of the hall", lambda: alert_of(site, "hall", agent, heard_only), 90)
         assert heard["best"]["shares"]["audio"] > 0
         values.update(smoke=400.0, temperature=58.0)
         wait_for("its clip", lambda: {"clip", "snapshot"} <= stored_roles(site, seen["id"]), 90)
