@@ -200,7 +200,7 @@ def _separable(graph: VisionGraph, shape: Preset) -> None:
 
 
 def _bands(graph: AudioGraph, shape: Preset) -> None:
-    graph.encoder = _Halved(graph.encoder)  # type: ignore[assignment]
+    graph.encoder = _Halved(graph.encoder)
 
 
 def _statistics(graph: SensorGraph, shape: Preset) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from edge_agent.core.records import Engine
 from models.progress import Progress
@@ -26,6 +27,7 @@ from models.runtime import ENGINES, FP32, INT8, Made, variants
 
 #: (engine, precision): ("torch", "fp32"), ("openvino", "int8") …
 Variant = tuple[str, str]
+Ready = TypeVar("Ready")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,8 @@ class Task:
     floor: Mapping[str, float]
 
 
-def judged(variants: Iterable[tuple[str, str, Engine]], judge: Callable[[Engine], Judged]) -> dict[Variant, Judged]:
-    """`judge` on every variant in turn."""
+def judged(variants: Iterable[tuple[str, str, Ready]], judge: Callable[[Ready], Judged]) -> dict[Variant, Judged]:
+    """`judge` on every variant in turn: an engine, or several where each answers for a part of the rows."""
     found: dict[Variant, Judged] = {}
     for engine, precision, ready in variants:
         shown = Progress(f"judging {engine} {precision}", 1)

@@ -6,7 +6,7 @@ on it takes away four in ten errors of a listener that learned from the set alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,8 +33,8 @@ CUTS = (8, 11, 15)
 HEIGHT, WIDTH = 128, 192
 EVERY_S = 1.0  #: between two windows; every half second is twice the time for no gain
 _PENALTY, _KERNEL = 0.05, 0.3
-#: What the kernel's answers are multiplied with to be log odds; share of a listener that speaks beside it.
-_SHARP, _EARS = 3.0, 0.5
+#: What the kernel's answers are multiplied with to be log odds.
+_SHARP = 3.0
 
 
 class PictureGraph(nn.Module):
@@ -99,15 +99,24 @@ class Together:
         self.eyes.close()
 
 
-def together(ears: Made, eyes: Made, engines: Sequence[str]) -> Iterator[tuple[str, str, Engine]]:
+def together(ears: Made, eyes: Made, engines: Sequence[str]) -> Iterator[tuple[str, str, Together]]:
     """`variants` of both at once."""
     for (name, precision, one), (_, _, other) in zip(variants(ears, engines), variants(eyes, engines), strict=True):
         yield name, precision, Together(one, other)
 
 
+def together_by_fold(
+    ears: Mapping[str, Made], eyes: Made, engines: Sequence[str]
+) -> Iterator[tuple[str, str, dict[str, Together]]]:
+    """The same for a listener of each fold."""
+    for ways in zip(*(together(made, eyes, engines) for made in ears.values()), strict=True):
+        name, precision, _ = ways[0]
+        yield name, precision, {fold: both for fold, (_, _, both) in zip(ears, ways, strict=True)}
+
+
 @dataclass(frozen=True)
 class ClipHead:
-    """Classes of whole clips: a kernel head on the pictures, and a listener's own answers with half the weight."""
+    """Classes of whole clips: a kernel head on the pictures, and a listener's own answers with the same weight."""
 
     kernel: Kernel
 
@@ -125,7 +134,7 @@ class ClipHead:
         """Log probabilities (clips, K), but for a constant of each clip. `columns` of the output `head` are the
         listener's logits of the classes."""
         found = clip_outputs(engine, sounds, (head, PICTURE), most=(PICTURE,), every_s=EVERY_S)
-        return self.looked(features(found)) + _EARS * _log_softmax(found[head][:, columns])
+        return self.looked(features(found)) + _log_softmax(found[head][:, columns])
 
     def looked(self, x: F32) -> F32:
         """Log probabilities (clips, K) of rows of `features`: what the pictures say alone."""

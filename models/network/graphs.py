@@ -31,12 +31,15 @@ class VisionGraph(nn.Module):
 
 
 class AudioGraph(nn.Module):
-    """int16 (N, samples) → embedding, logit."""
+    """int16 (N, samples) → embedding, logit.
 
-    def __init__(self, preset: Preset) -> None:
+    encoder: another one than the preset's, with what `AudioEncoder` takes and gives.
+    """
+
+    def __init__(self, preset: Preset, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.front = AudioFront(preset.audio_spec)
-        self.encoder = AudioEncoder(preset.audio_channels, preset.embedding)
+        self.encoder = encoder or AudioEncoder(preset.audio_channels, preset.embedding)
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
         embedding, _, logit = self.encoder(self.front(pcm))

@@ -98,7 +98,7 @@ class Listener(nn.Module):
 
     def __init__(self, graph: AudioGraph, embedding: int, heads: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self.embedding = graph, embedding
         self.heads = nn.ModuleDict({name: nn.Linear(embedding, len(classes)) for name, classes in heads.items()})
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, ...]:

@@ -105,7 +105,8 @@ class _Loudness:
     def run(self, graph: str, items: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         level = [np.float32(np.abs(item["pcm"].astype(np.float32)).mean() / 1000) for item in items]
         seen = [np.array([x, -x]) for x in level]
-        return [{"picture": x, "embedding": x, "sounds": np.zeros(5, np.float32)} for x in seen]
+        silent = {"sounds": np.zeros(5, np.float32), "kinds": np.zeros(2, np.float32)}
+        return [{"picture": x, "embedding": x, **silent} for x in seen]
 
 
 def test_a_head_on_whole_clips_learns_what_the_pictures_tell():
@@ -140,6 +141,42 @@ def test_the_trunk_sees_a_clip_alike_in_every_engine():
         assert np.abs(found - plain).mean() < 1e-3 * np.abs(plain).mean()
 
 
+def test_a_listener_travels_and_answers_alike_in_every_engine():
+    clips = [listeners.Clip(str(i), ("dog", "rain")[i % 2], _wave(i)) for i in range(4)]
+    taught = listeners.trained(sounds.kinds_course(clips, clips[:1]), 2, 0)
+    listener = listeners.listener_of({"kinds": ("dog", "rain")}, listeners.weights_of(taught))
+    rows = {}
+    for engine, precision, ready in variants(listeners.made_of(listener, clips, 0)):
+        rows[engine, precision] = listeners.clip_outputs(ready, [clip.pcm for clip in clips], ("kinds",))["kinds"]
+    plain = rows["torch", "fp32"]
+    assert plain.shape == (4, 2)
+    for (_, precision), found in rows.items():
+        assert np.abs(found - plain).max() < {"fp32": 1e-3, "int8": 0.2}[precision] * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("one_root", [True, False])
+def test_everyday_kinds_from_reading_to_int8(tmp_path, monkeypatch, one_root):
+    monkeypatch.setattr(listeners, "CALIBRATION", 2)
+    monkeypatch.setattr(sounds, "KINDS_STEPS", 1)
+    monkeypatch.setattr(sounds, "side_by_side", lambda function, items: [function(item) for item in items])
+    taught: list[list[str]] = []
+    course = sounds.kinds_course
+    monkeypatch.setattr(
+        sounds, "kinds_course", lambda clips, casual: taught.append([c.item for c in clips]) or course(clips, casual)
+    )
+    kinds = [(("train", "dev")[i > 5], ("rain", "dog")[i // 2 % 2]) for i in range(8)]
+    near = _set(tmp_path / "a", [("train", "casual")], kinds)
+    far = near if one_root else _set(tmp_path / "b", [("hidden", "casual")], [("hidden", "rain"), ("hidden", "dog")])
+    found = sounds.esc10_recipe(Roots(near, far, ("openvino",)), 0)
+    assert found.n == (8 if one_root else 2)
+    assert found.judged.keys() == {("openvino", "fp32"), ("openvino", "int8")}
+    for judged in found.judged.values():
+        assert sorted(judged.metrics) == ["accuracy", *(["accuracy_fold2", "accuracy_fold3"] if one_root else [])]
+        assert len({row.item for row in judged.predictions}) == found.n
+    names = [f"{split}{i}.wav" for i, (split, _) in enumerate(kinds)]  # folds 2 and 3 in turn
+    assert list(map(set, taught)) == ([set(names[1::2]), set(names[::2])] if one_root else [set(names)])
+
+
 def test_folds_that_are_tested_never_train():
     """Names that nothing tells: a head knows them by heart where it was taught them, and guesses where it was not."""
     rng = np.random.default_rng(0)
@@ -157,15 +194,15 @@ def test_folds_that_are_tested_never_train():
 def test_kinds_are_judged_fold_by_fold():
     """Heads of two folds, one of which has learned the names the wrong way round."""
     clips = [listeners.Clip(str(i), ("dog", "rain")[i % 2], _wave(i) // (1 + 9 * (i % 2))) for i in range(8)]
-    engine = _Loudness()
-    found = listeners.clip_outputs(engine, [c.pcm for c in clips], ("embedding",), most=("embedding",))  # type: ignore[arg-type]
+    engine: Any = _Loudness()
+    found = listeners.clip_outputs(engine, [c.pcm for c in clips], ("embedding",), most=("embedding",))
     rows = spectrograms.features(found, "embedding")
     heads = {
         "2": spectrograms.ClipHead.fit(rows, [clip.name for clip in clips], ("dog", "rain")),
         "3": spectrograms.ClipHead.fit(rows, [clip.name for clip in clips[1:] + clips[:1]], ("dog", "rain")),
     }
     fold_of = {clip.item: "2" if int(clip.item) < 4 else "3" for clip in clips}
-    told = sounds.judge_kinds(engine, clips, fold_of, heads)  # type: ignore[arg-type]
+    told = sounds.judge_kinds({"2": engine, "3": engine}, clips, fold_of, heads)
     assert told.metrics == {"accuracy": 0.5, "accuracy_fold2": 1.0, "accuracy_fold3": 0.0}
     assert len(told.predictions) == 8
 
