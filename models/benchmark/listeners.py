@@ -29,7 +29,7 @@ from models.training.train import deterministic
 
 PRESET = preset("first")
 SPEC = PRESET.audio_spec
-#: Three times the rate costs four points of accuracy: the trunk forgets what it knew.
+#: Six times the rate costs five points of accuracy: the trunk forgets what it knew.
 _RATE, _DECAY = 5e-4, 0.03
 #: Blocks of the trunk; rows and columns of its pictures, those of the log-mel: twice as many took four times as long
 #: for no gain.
