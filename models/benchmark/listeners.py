@@ -21,6 +21,7 @@ from edge_agent.engine import open_bundle
 from models.config import SOUNDS, Schedule, preset
 from models.data.listening import Heard, frames_of, listen, pooled, windows_of
 from models.network.backbone import Spectrograms, Trunk, imagenet
+from models.network.encoders import threat
 from models.network.frontend import MELS
 from models.network.graphs import AudioGraph
 from models.runtime import Made, make, through
@@ -71,8 +72,7 @@ class TrunkEncoder(nn.Module):
         features = self.trunk(self.picture(x).contiguous(memory_format=torch.channels_last))
         embedding = self.drop(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))
         sounds = self.sounds(embedding)
-        odds = torch.exp((sounds[:, 1:] - sounds[:, :1]).clamp(-30.0, 30.0)).sum(1)
-        return embedding, sounds, torch.log(odds)
+        return embedding, sounds, threat(sounds)
 
 
 def _listener(trunk: Trunk, heads: Mapping[str, tuple[str, ...]]) -> Listener:

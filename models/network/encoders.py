@@ -87,9 +87,13 @@ class AudioEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embedding = self.project(self.drop(self.body(F.relu(self.stem(x))).mean((2, 3))))
         sounds = self.sounds(embedding)
-        # Spelled out: OpenVINO 2026.4 gives wrong values for ReduceLogSumExp over a part of a batch of more than one.
-        odds = torch.exp((sounds[:, 1:] - sounds[:, :1]).clamp(-30.0, 30.0)).sum(1)
-        return embedding, sounds, torch.log(odds)
+        return embedding, sounds, threat(sounds)
+
+
+def threat(sounds: Tensor) -> Tensor:
+    """Logits (N, len(SOUNDS)) → (N,): the log odds that it is any of them but the first, which is casual."""
+    # Spelled out: OpenVINO 2026.4 gives wrong values for ReduceLogSumExp over a part of a batch of more than one.
+    return torch.log(torch.exp((sounds[:, 1:] - sounds[:, :1]).clamp(-30.0, 30.0)).sum(1))
 
 
 class SensorEncoder(nn.Module):
