@@ -10,14 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-import msgspec
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from edge_agent.contract import event, wire  # noqa: E402
 from tests.contract.examples import EXAMPLES  # noqa: E402
-from tests.contract.test_golden import GOLDEN, KINDS, SCHEMA  # noqa: E402
+from tests.contract.test_golden import GOLDEN, KINDS, SCHEMA, published  # noqa: E402
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
     SCHEMA.mkdir(exist_ok=True)
     for kind in KINDS.values():
         path = SCHEMA / f"{kind.__name__.lower()}.schema.json"
-        _write(path, json.dumps(msgspec.json.schema(kind), indent=1, ensure_ascii=False) + "\n")
+        _write(path, json.dumps(published(kind), indent=1, ensure_ascii=False) + "\n")
     folder = GOLDEN / f"v{event.VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in EXAMPLES.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Union
 
-import msgspec
 from msgspec import Meta, Struct
 
 VERSION = 1
@@ -160,8 +159,3 @@ def priority_of(body: Body) -> Priority:
     if isinstance(body, Event):
         return body.priority
     return "critical" if isinstance(body, Gap) else "normal"
-
-
-def schema() -> dict[str, object]:
-    """JSON Schema (2020-12) of `Message`."""
-    return msgspec.json.schema(Message)

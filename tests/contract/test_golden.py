@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -58,9 +60,20 @@ def test_example_fits_the_published_schema(name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_schema_file_is_what_the_code_says(kind: type[msgspec.Struct]) -> None:
     path = SCHEMA / f"{kind.__name__.lower()}.schema.json"
-    assert json.loads(path.read_text()) == json.loads(json.dumps(msgspec.json.schema(kind))), (
+    assert json.loads(path.read_text()) == json.loads(json.dumps(published(kind))), (
         "run `python scripts/contract_files.py`"
     )
+
+
+def published(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The record's JSON Schema, the same by every msgspec: since 0.23 it takes indents out of docstrings itself."""
+    return {key: _dedented(key, part) for key, part in msgspec.json.schema(kind).items()}
+
+
+def _dedented(key: str, part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _dedented(name, inner) for name, inner in part.items()}
+    return inspect.cleandoc(part) if key == "description" and isinstance(part, str) else part
 
 
 def _without_new_fields(kept: object, told: object) -> object:
