@@ -30,10 +30,10 @@ from models.training.train import deterministic
 
 PRESET = preset("first")
 SPEC = PRESET.audio_spec
-#: Six times the rate costs five points of accuracy: the trunk forgets what it knew.
+#: Six times the rate cost five points of accuracy on a fold: the trunk forgets what it knew.
 _RATE, _DECAY = 5e-4, 0.03
-#: Blocks of the trunk; rows and columns of its pictures, those of the log-mel: twice as many took four times as long
-#: for no gain.
+#: Blocks of the trunk; rows and columns of its pictures, those of the log-mel: more of them took two to three times
+#: as long for no gain.
 _BLOCKS, _HEIGHT, _WIDTH = 15, 64, 96
 CALIBRATION = 128  #: windows that int8 scales are taken from
 #: Precedes the name of an output that is the greatest over a clip's windows.

@@ -8,10 +8,11 @@ A set is a `Task`: two functions and the floors of its figures, in a module's `S
 Both judge every (engine, precision) that `roots.engines` asks for: `judged(variants(made, roots.engines), judge)`
 with `models.runtime.variants` or `shipped_variants`. Which rows train and which are tested is `splits.parts`' affair.
 
-A recipe runs the product's own graphs (VisionGraph, AudioGraph, SensorGraph). What it needs beyond the outputs that
-the device's contract names, it adds as outputs of a subclass that returns more (`runtime.make(..., outputs={"audio":
-("embedding", "logit", "sounds")})`): an engine takes a graph that gives more than promised. A head that is no part of
-the graph is numpy on the embeddings, float on every engine.
+A recipe runs the product's own graphs (VisionGraph, AudioGraph, SensorGraph), or, where a set is too small to learn
+from nothing, a trunk in their place, with their inputs and outputs. What it needs beyond the outputs that the
+device's contract names, it adds as outputs of a subclass that returns more (`runtime.make(..., outputs={"audio":
+("embedding", "logit", "sounds")})`): an engine takes a graph that gives more than promised. A head that is no part
+of the graph is numpy on the embeddings, float on every engine.
 """
 
 from __future__ import annotations

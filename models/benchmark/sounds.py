@@ -65,9 +65,10 @@ _PACKAGE = Package(coded=0.25, limited=0.2)
 #: Blows that are made up, as SESA's own casual sounds: without them a knock at the door is an explosion.
 _BLOWS = 120
 _PENALTY = 1e-3  #: of the linear heads on the shipped embedding
-#: Views of a training clip for the head on whole clips beside the clip itself; how many have noise under them, and
-#: how far the clip stands out of it.
-_VIEWS, _NOISY, _VIEW_DB, _ESC_VIEW_DB = 4, 2, (-3.0, 15.0), (3.0, 20.0)
+#: Views of a training clip for the head on whole clips beside the clip itself: those with noise under them, a narrow
+#: one and a coarse one; how far the clip stands out of the noise.
+_NOISY = 2
+_VIEWS, _VIEW_DB, _ESC_VIEW_DB = _NOISY + 2, (-3.0, 15.0), (3.0, 20.0)
 
 Rng = np.random.Generator
 Weights = dict[str, NDArray[Any]]

@@ -101,17 +101,17 @@ class Together:
 
 def together(ears: Made, eyes: Made, engines: Sequence[str]) -> Iterator[tuple[str, str, Together]]:
     """`variants` of both at once."""
-    for (name, precision, one), (_, _, other) in zip(variants(ears, engines), variants(eyes, engines), strict=True):
-        yield name, precision, Together(one, other)
+    for name, precision, both in together_by_fold({"": ears}, eyes, engines):
+        yield name, precision, both[""]
 
 
 def together_by_fold(
     ears: Mapping[str, Made], eyes: Made, engines: Sequence[str]
 ) -> Iterator[tuple[str, str, dict[str, Together]]]:
-    """The same for a listener of each fold."""
-    for ways in zip(*(together(made, eyes, engines) for made in ears.values()), strict=True):
-        name, precision, _ = ways[0]
-        yield name, precision, {fold: both for fold, (_, _, both) in zip(ears, ways, strict=True)}
+    """The same for a listener of each fold, beside one looker."""
+    heard = (variants(made, engines) for made in ears.values())
+    for (name, precision, looks), *ways in zip(variants(eyes, engines), *heard, strict=True):
+        yield name, precision, {fold: Together(hears, looks) for fold, (_, _, hears) in zip(ears, ways, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class AudioGraph(nn.Module):
     def __init__(self, preset: Preset, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.front = AudioFront(preset.audio_spec)
-        self.encoder = encoder or AudioEncoder(preset.audio_channels, preset.embedding)
+        self.encoder = AudioEncoder(preset.audio_channels, preset.embedding) if encoder is None else encoder
 
     def forward(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
         embedding, _, logit = self.encoder(self.front(pcm))
